@@ -1,0 +1,43 @@
+"""fasta2c trains A2C agents as fast as the environments can run; the names below are its Python API."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+# EnvPool's threads and OpenMP's take turns on the same cores. GNU OpenMP reads this once, when torch loads it, so
+# it is set here: its threads then sleep while they wait, where spinning would take the cores from the environments.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+if TYPE_CHECKING:
+    from fasta2c.config import TrainConfig
+    from fasta2c.envs.make import make_envs
+    from fasta2c.evaluation import evaluate
+    from fasta2c.policy import load_policy
+    from fasta2c.trainer import TrainResult, train
+
+__version__ = "0.1.0"
+__all__ = ["TrainConfig", "TrainResult", "evaluate", "load_policy", "make_envs", "train"]
+
+# Imported on first use: torch and EnvPool take seconds, which `fasta2c --help` should not.
+_HOME = {
+    "TrainConfig": "fasta2c.config",
+    "TrainResult": "fasta2c.trainer",
+    "evaluate": "fasta2c.evaluation",
+    "load_policy": "fasta2c.policy",
+    "make_envs": "fasta2c.envs.make",
+    "train": "fasta2c.trainer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    globals()[name] = getattr(import_module(_HOME[name]), name)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

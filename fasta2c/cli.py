@@ -1,0 +1,422 @@
+"""The command line: a verb parses its flags and makes one call; errors become one line and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shlex
+import sys
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import fasta2c
+from fasta2c.config import Range, TrainConfig, from_plain, load_preset, read_config
+from fasta2c.errors import Fasta2cError, Stopped, UserError, did_you_mean
+
+# torch, EnvPool and tyro are imported where they are used: an overview, a version or a misspelt flag needs none of them.
+if TYPE_CHECKING:
+    from tyro.constructors import ConstructorRegistry
+
+T = TypeVar("T")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code (DESIGN section 5); only a bug raises."""
+    try:
+        try:
+            _dispatch(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except Stopped as error:
+        return _tell(str(error), error.exit_code)
+    except Fasta2cError as error:
+        return _tell(f"error: {error}", error.exit_code)
+    except KeyboardInterrupt:
+        return _tell("interrupted", 130)
+    except BrokenPipeError:
+        # Whoever read our output has left. What is still buffered would fail again as Python exits.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MemoryError:
+        return _tell("error: out of memory; use fewer --num-envs or --num-steps.", 1)
+    except OSError as error:
+        return _tell(f"error: {error}", 1)
+    except RuntimeError as error:
+        if re.search("out of memory|allocate memory", str(error)):  # torch's own words
+            return _tell("error: out of memory; use fewer --num-envs or --num-steps, or a smaller --micro-batch.", 1)
+        raise
+    return 0
+
+
+def _tell(message: str, code: int) -> int:
+    """Print `message` to stderr as one line, whatever is in it, and return `code`."""
+    line = " ".join(message.split("\n"))
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in line)
+    with contextlib.suppress(OSError):
+        print(f"fasta2c: {shown}", file=sys.stderr, flush=True)
+    return code
+
+
+def _dispatch(argv: list[str]) -> None:
+    """Run the verb that `argv` starts with."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+    elif argv[0] == "--version":
+        print(f"fasta2c {fasta2c.__version__}")
+    elif argv[0] in VERBS:
+        VERBS[argv[0]](argv[1:])
+    elif argv[0].startswith("-"):
+        raise UserError(f"{argv[0]} comes before the verb; write fasta2c {'|'.join(VERBS)} and flags after it.")
+    else:
+        hint = did_you_mean(argv[0], VERBS, 1) or f" Use {' or '.join(VERBS)}."
+        raise UserError(f"unknown verb {argv[0]!r}.{hint}")
+
+
+def _overview() -> str:
+    verbs = "\n".join(f"  {name:<7} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items())
+    return f"""fasta2c {fasta2c.__version__} trains A2C agents as fast as the environments can run.
+
+usage: fasta2c VERB [FLAGS]
+
+verbs:
+{verbs}
+
+examples:
+  fasta2c train --env Atari/Pong --num-envs 256
+  fasta2c eval runs/... --episodes 100 --json
+
+The flags of a verb: fasta2c VERB --help"""
+
+
+# --- train
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TrainFlags:
+    """Train an agent. Later ones win: defaults, the environment's preset, --config, flags."""
+
+    config: Path | None = None
+    """YAML file of settings, such as a run's config.yaml; it wins over the preset, flags win over it."""
+    resume: Path | None = None
+    """Run directory to go on with; the run may be made longer, not learn differently."""
+    settings: TrainConfig = field(default_factory=TrainConfig)
+    """What a run is made of. The defaults shown are those of the environment given, or of the run resumed."""
+
+
+def _train(argv: list[str]) -> None:
+    """Train an agent."""
+    given = _scan(argv, _TrainFlags)
+    origins = {name: g.flag for name, g in given.items()}
+    with _errors_named(origins):
+        base = _base_config(given, origins)
+        flags = _parse(_TrainFlags, "train", argv, given, default=_TrainFlags(settings=base), env_kwargs=base.env_kwargs)
+        from fasta2c.trainer import train
+
+        config = flags.settings
+        result = train(config) if flags.resume is None else train(config, resume=flags.resume)
+    if config.quiet:
+        print(result.run_dir)
+        return
+    mean, best = (f"{r:,.2f}" if r is not None else None for r in (result.mean_return, result.best_return))
+    print(f"mean return    {f'{mean} over the last 100 episodes (best {best})' if mean else 'no episode has ended'}")
+    print(f"speed          {result.sps:,.0f} env steps per second, {result.env_steps:,} env steps in all")
+    print(f"run directory  {result.run_dir}")
+    print(f"evaluate it:   fasta2c eval {shlex.quote(str(result.run_dir))}")
+
+
+def _base_config(given: Mapping[str, _Given], origins: dict[str, str]) -> TrainConfig:
+    """What the flags are laid over: a resumed run's settings, or defaults < preset < --config.
+
+    Fields that come from a file are added to `origins`.
+    """
+    path = {name: Path(given[name].value or "") for name in ("config", "resume") if name in given}
+    if "resume" in path:
+        for name in ("config", "run_dir", "init_from"):
+            if name in given:
+                raise UserError(f"{given[name].flag} cannot be used with --resume, which goes on with the run's own.")
+        from fasta2c.run import checkpoint
+
+        file = checkpoint.resolve(path["resume"])
+        return TrainConfig(**from_plain(checkpoint.load(file)["config"], str(file)))
+    values = read_config(path["config"]) if "config" in path else {}
+    origins.update({name: f"{path['config']}: {name}" for name in values if name not in given})
+    if "env" in given and given["env"].value:
+        values["env"] = given["env"].value
+    config = TrainConfig(**values)
+    return config.with_preset(_preset(config.env))
+
+
+def _preset(env: str) -> dict[str, Any]:
+    """The preset of the environment called `env`."""
+    if env == TrainConfig.env:  # spelt as presets are; looking it up would import EnvPool only to show --help
+        family, name = env.split("/")
+        return load_preset(family, name)
+    from fasta2c.envs.ids import resolve
+
+    env_id = resolve(env)
+    return load_preset(env_id.family, env_id.name)
+
+
+# --- eval
+
+
+@dataclass(frozen=True, kw_only=True)
+class _EvalFlags:
+    """Play whole, unclipped episodes with a run's policy, none favoured for being short."""
+
+    run_dir: Path
+    """Run directory, or a checkpoint file."""
+    episodes: int = 100
+    """Episodes to play."""
+    checkpoint: str = "latest"
+    """latest, best, or a file."""
+    greedy: bool = False
+    """Take the likeliest action instead of sampling."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda or cuda:N."""
+    seed: int | None = None
+    """Seed of environments and sampling; the run's own unless given."""
+    num_envs: int | None = None
+    """Environments that share the episodes; at most 32 unless given."""
+    json: bool = False
+    """Print one JSON object."""
+    quiet: bool = False
+    """Show no progress."""
+
+    def __post_init__(self) -> None:
+        limits = {"episodes": Range(1, 10**9), "num_envs": Range(1, 10**6), "seed": Range(0, 2**62)}
+        for name, bounds in limits.items():
+            value = getattr(self, name)
+            if value is not None and not bounds.holds(value):
+                raise UserError(f"{name}: {value} is out of range; it must be {bounds}.")
+
+
+def _eval(argv: list[str]) -> None:
+    """Play whole episodes with a trained agent."""
+    given = _scan(argv, _EvalFlags)
+    with _errors_named({name: g.flag for name, g in given.items()}):
+        flags = _parse(_EvalFlags, "eval", argv, given)
+        from fasta2c.evaluation import evaluate
+
+        result = evaluate(
+            flags.run_dir,
+            episodes=flags.episodes,
+            checkpoint=flags.checkpoint,
+            greedy=flags.greedy,
+            device=flags.device,
+            seed=flags.seed,
+            num_envs=flags.num_envs,
+            progress=not (flags.json or flags.quiet),
+        )
+    if flags.json:
+        print(json.dumps(dataclasses.asdict(result)))
+        return
+    print(f"mean return  {result.mean_return:,.2f} ± {result.std_return:,.2f} (standard deviation)")
+    print(f"range        {result.min_return:,.2f} to {result.max_return:,.2f}")
+    print(f"mean length  {result.mean_length:,.1f} env steps")
+    print(f"episodes     {result.episodes:,}")
+
+
+VERBS: dict[str, Callable[[list[str]], None]] = {"train": _train, "eval": _eval}
+
+
+# --- flags
+
+
+@dataclass
+class _Given:
+    """A flag found on the command line."""
+
+    flag: str
+    """As the help spells it."""
+    tokens: list[str]
+    """What follows it up to the next flag; for a flag that takes no value, these belong elsewhere."""
+
+    @property
+    def value(self) -> str | None:
+        """The first token, None where there is none."""
+        return self.tokens[0] if self.tokens else None
+
+
+def _scan(argv: Sequence[str], cls: type) -> dict[str, _Given]:
+    """The flags in `argv`, by field of `cls`.
+
+    tyro would take the last of repeated flags, and reports a misspelt one only at the end of its work; the
+    base configuration is needed before that work.
+
+    Raises:
+        UserError: a flag that is unknown (the nearest named) or repeated, or has an empty value or one too many.
+    """
+    fields = {k: hint for k, hint in _fields(cls).items() if not _is_positional(cls, k)}
+    known = {_flag(name): (name, hint) for name, hint in fields.items()}
+    known |= {f"--no-{_flag(name)[2:]}": (name, hint) for name, hint in fields.items() if hint is bool}
+    given: dict[str, _Given] = {}
+    last = _Given("", [])
+    for token in argv:
+        if not _is_flag(token):
+            last.tokens.append(token)
+            continue
+        flag, equals, value = token.partition("=")
+        if token in ("-h", "--help"):
+            last = _Given(token, [])
+            continue
+        flag = flag.replace("_", "-")
+        if flag not in known:
+            raise UserError(f"unknown flag {flag}.{did_you_mean(flag, known, 2) or ' See --help.'}")
+        name, hint = known[flag]
+        if name in given:
+            raise UserError(f"{flag} is given more than once.")
+        if equals and hint is bool:
+            raise UserError(f"{flag} takes no value; write --{flag[2:].removeprefix('no-')} or --no-{name}.".replace("_", "-"))
+        last = given[name] = _Given(flag, [value] if equals else [])
+    for name, found in given.items():
+        if fields[name] is not bool and found.value == "":
+            raise UserError(f"{found.flag}: its value is empty.")
+    return given
+
+
+def _is_flag(token: str) -> bool:
+    """Whether tyro would take `token` for a flag; a negative number, -inf and -nan are values."""
+    return token[:1] == "-" and token.lstrip("-")[:1].isalpha() and token.lower() not in ("-inf", "-infinity", "-nan")
+
+
+def _parse(
+    cls: type[T],
+    verb: str,
+    argv: Sequence[str],
+    given: Mapping[str, _Given],
+    *,
+    default: T | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> T:
+    """An instance of `cls` from `argv`, unset fields taken from `default`; --help prints and exits."""
+    import tyro
+    from tyro import _errors  # private, and so tyro's version is pinned: its public way out is a boxed message
+
+    tokens = {g.flag: g.tokens for g in given.values()}
+
+    def refuse(event: _errors.ParseErrorEvent) -> None:
+        raise UserError(_reason(event, tokens))
+
+    with _errors.on_parse_error(refuse):
+        return tyro.cli(
+            cls,
+            prog=f"fasta2c {verb}",
+            args=list(argv),
+            default=tyro.MISSING_NONPROP if default is None else default,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs),
+            registry=_registry(env_kwargs or {}),
+        )
+
+
+def _reason(event: Any, tokens: Mapping[str, list[str]]) -> str:
+    """tyro's parse error in a line of ours."""
+    from tyro import _errors
+
+    if isinstance(event, _errors.UnrecognizedArgs):
+        token = event.tokens[0]
+        flag = next((flag for flag, following in tokens.items() if token in following), None)
+        return f"unexpected argument {token!r}{f' after {flag}' if flag else ''}; see {event.prog} --help."
+    if isinstance(event, _errors.MissingArgs):
+        names = ", ".join(_spelling(a.arg) for a in event.missing_arguments)
+        return f"{names} is missing; see {event.prog} --help."
+    if isinstance(event, _errors.InvalidChoice):
+        hint = did_you_mean(event.value, event.choices)
+        return f"{_spelling(event.argument)}: {event.value!r} is not one of {', '.join(event.choices)}.{hint}"
+    if isinstance(event, _errors.BadValue):
+        return f"{_spelling(event.argument)}: a value is missing ({event.argument.lowered.metavar})."
+    if isinstance(event, _errors.InstantiationFailure) and event.argument is not None:
+        flag, metavar = _spelling(event.argument), str(event.argument.lowered.metavar)
+        value = " ".join(tokens.get(flag, []))
+        for kind, words in (("FLOAT", "a number"), ("INT", "a whole number")):
+            if kind in metavar:
+                several = "whole numbers separated by spaces" if "..." in metavar else words
+                return f"{flag}: {_short(value)} is not {several}."
+        return f"{flag}: {event.message}"
+    return f"the command line cannot be read ({type(event).__name__}); see {event.prog} --help."
+
+
+def _spelling(argument: Any) -> str:
+    """The name by which a message calls one of tyro's arguments."""
+    return str(argument.field.intern_name.upper() if argument.is_positional() else argument.lowered.name_or_flags[0])
+
+
+def _registry(env_kwargs: Mapping[str, Any]) -> ConstructorRegistry:
+    """tyro's rules for our types: a mapping is one JSON object, laid over `env_kwargs`."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def json_object(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Any]] | None:
+        if typing.get_origin(info.type) is not dict:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="JSON",
+            instance_from_str=lambda tokens: {**env_kwargs, **_json_object(tokens[0])},
+            is_instance=lambda value: isinstance(value, dict),
+            str_from_instance=lambda value: [json.dumps(value, default=str)],
+        )
+
+    return registry
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    example = """write a JSON object such as '{"frame_skip": 4}'"""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        where = f" ({error.msg} at character {error.pos + 1})" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(f"env_kwargs: {_short(text)} is not JSON{where}; {example}.") from None
+    if not isinstance(value, dict):
+        raise UserError(f"env_kwargs: {_short(text)} is not a JSON object; {example}.")
+    return value
+
+
+@contextlib.contextmanager
+def _errors_named(origins: Mapping[str, str]) -> Iterator[None]:
+    """Inside, a `UserError` that starts with a field (`gamma: …`) starts with where the value came from instead.
+
+    Args:
+        origins: by field, the flag (`--gamma`) or the place in a file; read when an error comes.
+    """
+    try:
+        yield
+    except UserError as error:
+        name, colon, rest = str(error).partition(":")
+        if colon and name in origins:
+            raise UserError(f"{origins[name]}:{rest}") from None
+        raise
+
+
+def _fields(cls: type) -> dict[str, Any]:
+    """Types by field of a dataclass, those of a nested dataclass in its place."""
+    hints = typing.get_type_hints(cls)
+    found: dict[str, Any] = {}
+    for f in dataclasses.fields(cls):
+        found |= _fields(hints[f.name]) if dataclasses.is_dataclass(hints[f.name]) else {f.name: hints[f.name]}
+    return found
+
+
+def _is_positional(cls: type, name: str) -> bool:
+    """Whether the field has no default, which makes it a positional argument."""
+    return any(
+        f.name == name and f.default is f.default_factory is dataclasses.MISSING for f in dataclasses.fields(cls)
+    )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _short(text: str) -> str:
+    """`text` quoted, its middle left out if it is long."""
+    return repr(text if len(text) <= 60 else f"{text[:40]}…{text[-15:]}")

@@ -1,0 +1,343 @@
+"""What a run is made of: one frozen dataclass, validated where it is made, and the presets and files that fill it.
+
+Values are merged in this order, later ones winning: field defaults, the environment's preset in `configs/`,
+a user's YAML file, the command line's flags or the keyword arguments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+
+from fasta2c.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number, both included unless `above` (then the lower one is not)."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether `value` is finite and inside the bounds."""
+        over = value > self.low if self.above else value >= self.low
+        return over and value <= self.high and abs(value) != math.inf
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return "a finite number" if self.low == -math.inf else f"{'above' if self.above else 'at least'} {self.low:g}"
+        return f"{'above' if self.above else 'from'} {self.low:g} {'and at most' if self.above else 'to'} {self.high:g}"
+
+
+Count = Annotated[int, Range(1)]
+Whole = Annotated[int, Range(0)]
+Unit = Annotated[float, Range(0, 1)]
+NonNegative = Annotated[float, Range(0)]
+Positive = Annotated[float, Range(0, above=True)]
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A training run. Fields not given take the environment's preset when the run starts (`with_preset`)."""
+
+    env: str = "Classic/CartPole"
+    """Environment: Family/Name (Atari/Pong), an EnvPool id (Pong-v5), gymnasium:ID or gymnasium:module:ID."""
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    """The environment's own options as JSON, such as '{"frame_skip": 4}'; added to the preset's."""
+    num_envs: Count = 16
+    """E: environments stepped together."""
+    num_steps: Count = 8
+    """T: rows of one rollout; one update is made of T x E rows."""
+    total_steps: Count = 1_000_000
+    """Length of the run in env steps (reset rows do not count)."""
+    seed: Whole = 0
+    """Seed of environments, parameters and sampling."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda or cuda:N."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the encoders; auto takes bf16 where the processor has it and the encoder is a CNN."""
+    compile: bool = False
+    """Compile the network with torch.compile (a minute at the start, faster afterwards)."""
+    env_threads: Whole = 0
+    """EnvPool's threads; 0 takes one for each core this process may use."""
+    micro_batch: Whole = 0
+    """Samples whose gradient is computed at once; 0 chooses by device. The update is the same, memory is not."""
+
+    gamma: Unit = 0.99
+    """Discount for one env step."""
+    gae_lambda: Unit = 0.95
+    """GAE's lambda: 1 gives n-step returns, 0 one-step TD errors."""
+    gae: Literal["auto", "scan", "compiled"] = "auto"
+    """How advantages are computed: plain reverse scan, or the same compiled."""
+    lr: Positive = 7e-4
+    """Learning rate."""
+    critic_lr: Positive | None = None
+    """Learning rate of the critic's own parameters; the same as lr unless given."""
+    lr_schedule: Schedule = "constant"
+    """Course of the learning rates over env_steps / total_steps; linear and cosine end at 0."""
+    ent_coef: NonNegative = 0.0
+    """Weight of the entropy bonus."""
+    ent_schedule: Schedule = "constant"
+    """Course of ent_coef over env_steps / total_steps; linear and cosine end at 0."""
+    vf_coef: NonNegative = 0.5
+    """Weight of the value loss."""
+    value_loss: Literal["mse", "huber"] = "mse"
+    """Value loss: half the squared error, or Huber's with threshold 1."""
+    normalize_advantage: bool = False
+    """Standardise advantages over the valid rows of a rollout (value targets never are)."""
+    max_grad_norm: Positive = 0.5
+    """Gradients are scaled down to this global norm before the step."""
+    optimizer: Literal["rmsprop", "rmsprop-tf", "adam"] = "rmsprop-tf"
+    """rmsprop is torch's; rmsprop-tf has TensorFlow's eps inside the root and starts its average at 1."""
+    optimizer_eps: Positive = 1e-5
+    """eps of the optimizer."""
+    rmsprop_alpha: Unit = 0.99
+    """Decay of RMSprop's squared-gradient average."""
+
+    shared: bool = True
+    """Actor and critic share one encoder."""
+    encoder: Literal["auto", "nature-cnn", "mlp"] = "auto"
+    """Network in front of the heads; auto takes nature-cnn for images of 36 pixels and more, else mlp."""
+    hidden_sizes: tuple[Count, ...] = (64, 64)
+    """Widths of the mlp's layers."""
+    activation: Literal["tanh", "relu"] = "tanh"
+    """Activation of the mlp."""
+
+    run_dir: Path | None = None
+    """Folder of the run; runs/<env>/<time>-s<seed> unless given."""
+    init_from: Path | None = None
+    """Run directory or checkpoint whose network parameters this run starts from."""
+    log_interval: Count = 20
+    """Updates between rows of metrics.csv and TensorBoard."""
+    checkpoint_interval: Count = 500
+    """Updates between checkpoints."""
+    eval_interval: Whole = 0
+    """Updates between evaluations during training; 0 makes none."""
+    eval_episodes: Count = 10
+    """Episodes of one evaluation during training."""
+    quiet: bool = False
+    """Show no progress."""
+
+    def __new__(cls, **given: Any) -> TrainConfig:
+        """Remember which fields were given, so that a preset fills only the others."""
+        self = super().__new__(cls)
+        object.__setattr__(self, "_given", frozenset(given))
+        return self
+
+    def __post_init__(self) -> None:
+        for name, hint in _hints(type(self)).items():
+            _check(name, getattr(self, name), hint)
+        if not (self.device in ("auto", "cpu", "cuda") or _is_cuda_index(self.device)):
+            raise UserError(f"device: {self.device!r} is not one of auto, cpu, cuda, cuda:N.")
+        if not self.env.strip():
+            raise UserError("env: an environment id is needed, such as Atari/Pong.")
+
+    @property
+    def rollout_rows(self) -> int:
+        """T x E, the rows (valid or not) one update is made of."""
+        return self.num_steps * self.num_envs
+
+    def with_preset(self, preset: Mapping[str, Any]) -> TrainConfig:
+        """This configuration with `preset` filled into the fields that were not given.
+
+        `env_kwargs` are merged key by key. The result counts every field as given.
+        """
+        given: frozenset[str] = getattr(self, "_given")  # noqa: B009 - set in __new__, unknown to the dataclass
+        values = {**to_dict(self), **{k: v for k, v in preset.items() if k not in given}}
+        values["env_kwargs"] = {**preset.get("env_kwargs", {}), **self.env_kwargs}
+        return type(self)(**values)
+
+
+# What --resume may change: nothing here alters what is learnt, except that a longer run stretches the schedules.
+RESUMABLE = frozenset(
+    {"total_steps", "log_interval", "checkpoint_interval", "eval_interval", "eval_episodes", "quiet", "env_threads"}
+    | {"device"}
+)
+
+# What a run's config.yaml holds beside the configuration.
+PROVENANCE = frozenset({"versions", "commit"})
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """Field values by name, as the dataclass holds them."""
+    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+
+
+def to_plain(config: TrainConfig) -> dict[str, Any]:
+    """Field values as YAML and checkpoints hold them: paths as text, tuples as lists."""
+    convert = {Path: str, tuple: list}
+    return {
+        k: next((to(v) for kind, to in convert.items() if isinstance(v, kind)), v) for k, v in to_dict(config).items()
+    }
+
+
+def from_plain(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Keyword arguments for `TrainConfig` from a mapping read from `source` (a file's name, for messages).
+
+    Raises:
+        UserError: an unknown key (the nearest named) or a value of the wrong type, with its full path.
+    """
+    hints = _hints(TrainConfig)
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise UserError(f"{source}: unknown key {key!r}.{did_you_mean(str(key), hints)}")
+        if value is not None and _accepts(hints[key], Path) and isinstance(value, str):
+            value = Path(value)
+        if isinstance(value, list) and _accepts(hints[key], tuple):
+            value = tuple(value)
+        try:
+            _check(key, value, hints[key])
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from None
+        arguments[key] = value
+    return arguments
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, by the safe loader (no tags).
+
+    Raises:
+        UserError: the file cannot be read, is no YAML, or holds something other than a mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it is not readable text"
+        raise UserError(f"{path}: not valid YAML{where}: {problem}.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected lines of 'key: value', found {_kind(values)}.")
+    return values
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Keyword arguments for `TrainConfig` from a user's YAML file, a run's config.yaml included.
+
+    Raises `UserError` as `read_yaml` and `from_plain` do.
+    """
+    values = {k: v for k, v in read_yaml(path).items() if k not in PROVENANCE}
+    return from_plain(values, str(path))
+
+
+def load_preset(family: str, name: str) -> dict[str, Any]:
+    """Keyword arguments for `TrainConfig` that suit the environment `name` of `family`; empty where there are none.
+
+    A preset file `configs/<family in lower case>.yaml` holds `defaults:` for the family and `envs: {name: ...}`.
+    """
+    path = preset_folder() / f"{family.lower()}.yaml"
+    if not path.is_file():
+        return {}
+    values = read_yaml(path)
+    defaults = from_plain(values.get("defaults") or {}, f"{path}: defaults")
+    by_name = {k.lower(): k for k in values.get("envs") or {}}
+    if name.lower() not in by_name:
+        return defaults
+    key = by_name[name.lower()]
+    own = from_plain(values["envs"][key], f"{path}: envs.{key}")
+    if "env_kwargs" in defaults and "env_kwargs" in own:
+        own["env_kwargs"] = {**defaults["env_kwargs"], **own["env_kwargs"]}
+    return {**defaults, **own}
+
+
+def preset_folder() -> Path:
+    """Where the presets are: the installed `fasta2c.configs`, or the folder beside the package in a checkout."""
+    try:
+        return Path(str(resources.files("fasta2c.configs")))
+    except ModuleNotFoundError:
+        return Path(__file__).resolve().parent.parent / "configs"
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
+def _is_cuda_index(device: str) -> bool:
+    kind, _, index = device.partition(":")
+    return kind == "cuda" and index.isdecimal()
+
+
+def _accepts(hint: Any, kind: type) -> bool:
+    """Whether `kind` is what the annotation, or an option of its union, stands for."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType, Annotated):
+        return any(_accepts(option, kind) for option in typing.get_args(hint))
+    return hint is kind or origin is kind
+
+
+def _kind(value: Any) -> str:
+    names = {str: "text", bool: "true/false", int: "a whole number", float: "a number", dict: "a mapping"}
+    names |= {list: "a list", tuple: "a list", type(None): "nothing"}
+    return names.get(type(value), type(value).__name__)
+
+
+def _check(name: str, value: Any, hint: Any) -> None:
+    """Raise `UserError` unless `value` is what the field's annotation says, inside its range."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        _check(name, value, options[0])
+        for bounds in options[1:]:
+            if isinstance(bounds, Range) and not bounds.holds(value):
+                raise UserError(f"{name}: {value} is out of range; it must be {bounds}.")
+    elif origin in (typing.Union, types.UnionType):
+        if value is not None:
+            _check(name, value, next(o for o in options if o is not type(None)))
+    elif origin is Literal:
+        if value not in options:
+            raise UserError(f"{name}: {value!r} is not one of {', '.join(options)}.{did_you_mean(str(value), options)}")
+    elif origin is tuple:
+        if not isinstance(value, tuple):
+            raise UserError(f"{name}: expected a list, found {_kind(value)} ({value!r}).")
+        for item in value:
+            _check(name, item, options[0])
+    elif origin is dict:
+        if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
+            raise UserError(f'{name}: expected a mapping such as {{"frame_skip": 4}}, found {_kind(value)} ({value!r}).')
+    elif hint is float:
+        if isinstance(value, str) and _reads_as_number(value):
+            raise UserError(
+                f"{name}: {value!r} is text to YAML, not a number; write a point before the exponent, "
+                f"as in {_with_point(value)}."
+            )
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"{name}: expected a number, found {_kind(value)} ({value!r}).")
+    elif hint is int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise UserError(f"{name}: expected a whole number, found {_kind(value)} ({value!r}).")
+    elif not isinstance(value, hint):
+        raise UserError(f"{name}: expected {_kind(hint())}, found {_kind(value)} ({value!r}).")
+
+
+def _reads_as_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _with_point(text: str) -> str:
+    mantissa, mark, exponent = text.lower().partition("e")
+    if not mark:
+        return text
+    point = mantissa if "." in mantissa else f"{mantissa}.0"
+    return f"{point}e{exponent if exponent[:1] in '+-' else '+' + exponent}"

@@ -1,0 +1,1 @@
+"""Environments behind one row contract: NEXT_STEP autoreset, real scores, one frame a step."""

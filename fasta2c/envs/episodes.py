@@ -1,0 +1,67 @@
+"""Scores and lengths of real games, kept on the host beside the rollout."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from fasta2c.envs.base import Row
+
+
+class EpisodeStatistics:
+    """Sums unclipped scores over real games; keeps the last `window` finished ones.
+
+    A game ends where `game_over` says so (not at a life), and dummy rows count for nothing.
+
+    Args:
+        num_envs: E.
+        window: games the means are over.
+    """
+
+    def __init__(self, num_envs: int, window: int = 100) -> None:
+        self._returns = np.zeros(num_envs, dtype=np.float64)
+        self._lengths = np.zeros(num_envs, dtype=np.int64)
+        self._finished: deque[tuple[float, int]] = deque(maxlen=window)
+        self.count = 0
+        """Games finished so far."""
+
+    def update(self, row: Row) -> list[tuple[int, float, int]]:
+        """Take in one row; returns (environment, return, length in env steps) of each game that ended on it."""
+        self._returns += np.where(row.valid, row.scores, 0.0)
+        self._lengths += row.valid
+        (ended,) = np.nonzero(row.game_over & row.valid)
+        if not len(ended):
+            return []
+        games = [(int(e), float(self._returns[e]), int(self._lengths[e])) for e in ended]
+        self._finished.extend((score, length) for _, score, length in games)
+        self.count += len(games)
+        self._returns[ended] = 0.0
+        self._lengths[ended] = 0
+        return games
+
+    @property
+    def mean_return(self) -> float | None:
+        """Mean return of the last games, or None before the first has ended."""
+        return float(np.mean([score for score, _ in self._finished])) if self._finished else None
+
+    @property
+    def mean_length(self) -> float | None:
+        """Mean length of the last games in env steps, or None before the first has ended."""
+        return float(np.mean([length for _, length in self._finished])) if self._finished else None
+
+    @property
+    def full(self) -> bool:
+        """Whether the means are over a whole window."""
+        return len(self._finished) == self._finished.maxlen
+
+    def state_dict(self) -> dict[str, Any]:
+        """Finished games as plain values; games under way are not kept, for no emulator can be resumed."""
+        return {"count": self.count, "finished": [list(game) for game in self._finished]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self.count = state["count"]
+        self._finished.clear()
+        self._finished.extend((float(score), int(length)) for score, length in state["finished"])

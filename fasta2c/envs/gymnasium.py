@@ -1,0 +1,125 @@
+"""Gymnasium's vector environments behind the row contract (NEXT_STEP autoreset, in this process)."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from fasta2c.envs.base import EnvSpec, Row, spec_of
+from fasta2c.envs.ids import EnvId
+from fasta2c.errors import UserError, did_you_mean
+
+# What `gymnasium.make` itself takes, beside the environment's own arguments.
+_MAKE_OPTIONS = ("max_episode_steps", "disable_env_checker")
+
+
+class GymnasiumEnvs:
+    """`num_envs` environments of one Gymnasium id (`ID` or `module:ID`), stepped in lockstep.
+
+    Args:
+        env_id: an id of the Gymnasium backend.
+        num_envs: E.
+        seeds: one seed for each environment.
+        options: keyword arguments for `gymnasium.make`, checked against the environment's constructor.
+
+    Raises:
+        UserError: an id Gymnasium does not know, an option the environment does not take, or spaces fasta2c does not.
+    """
+
+    def __init__(self, env_id: EnvId, num_envs: int, *, seeds: list[int], options: dict[str, Any]) -> None:
+        registered = _find(env_id.backend_id)
+        _check_options(env_id.backend_id, registered, options)
+        self.num_envs = num_envs
+        self.seeds = seeds
+        self.options = dict(options)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=UserWarning)
+            try:
+                self._envs = gymnasium.make_vec(
+                    env_id.backend_id,
+                    num_envs=num_envs,
+                    vectorization_mode="sync",
+                    vector_kwargs={"autoreset_mode": AutoresetMode.NEXT_STEP},
+                    **options,
+                )
+            except Exception as error:  # the environment's own constructor can raise anything
+                reason = " ".join(str(error).split())[:300] or type(error).__name__
+                raise UserError(f"gymnasium:{env_id.backend_id}: cannot be made: {reason}") from None
+        actions = self._envs.single_action_space
+        name = f"gymnasium:{env_id.backend_id}"
+        self.spec: EnvSpec = spec_of(self._envs.single_observation_space, actions, env_id=name)
+        self._first_action = int(getattr(actions, "start", 0))
+        self._dtype = np.dtype(self.spec.dtype)
+        self._previous_done = np.zeros(num_envs, dtype=np.bool_)
+
+    def reset(self) -> NDArray[Any]:
+        """Start every episode anew, from the seeds the first time; returns the first observations [E, ...]."""
+        observations, _ = self._envs.reset(seed=self.seeds)
+        self._previous_done = np.zeros(self.num_envs, dtype=np.bool_)
+        return observations.astype(self._dtype, copy=False)
+
+    def step(self, actions: NDArray[np.int64]) -> Row:
+        """Step every environment with `actions` [E], counted from 0."""
+        observations, rewards, terminated, truncated, _ = self._envs.step(actions + self._first_action)
+        rewards = np.asarray(rewards, dtype=np.float32)
+        done = terminated | truncated
+        row = Row(
+            observations=observations.astype(self._dtype, copy=False),
+            rewards=rewards,
+            terminated=terminated,
+            truncated=truncated,
+            valid=~self._previous_done,
+            first=self._previous_done,
+            scores=rewards,
+            game_over=done,
+        )
+        self._previous_done = done
+        return row
+
+    def close(self) -> None:
+        """Close every environment."""
+        self._envs.close()
+
+
+def _find(backend_id: str) -> gymnasium.envs.registration.EnvSpec:
+    """Gymnasium's registration of `ID` or `module:ID` (the module is imported, so that it can register)."""
+    module, _, name = backend_id.rpartition(":")
+    try:
+        if module:
+            __import__(module)
+        return gymnasium.spec(name)
+    except ModuleNotFoundError as error:
+        raise UserError(f"gymnasium:{backend_id}: no module named {error.name!r} can be imported.") from None
+    except gymnasium.error.Error:
+        hint = did_you_mean(name, gymnasium.registry) or " Name its module: gymnasium:module:ID."
+        raise UserError(f"env: Gymnasium knows no environment {name!r}.{hint}") from None
+    except Exception as error:  # the user's module can raise anything while it is imported
+        raise UserError(f"gymnasium:{backend_id}: importing {module} failed: {type(error).__name__}: {error}") from None
+
+
+def _check_options(
+    backend_id: str, registered: gymnasium.envs.registration.EnvSpec, options: dict[str, Any]
+) -> None:
+    entry = registered.entry_point
+    if isinstance(entry, str):
+        try:
+            entry = gymnasium.envs.registration.load_env_creator(entry)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise UserError(f"gymnasium:{backend_id}: cannot be imported: {reason}") from None
+    if entry is None:
+        return
+    parameters = inspect.signature(entry).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    known = {*parameters, *_MAKE_OPTIONS}
+    for key in options:
+        if key not in known:
+            hint = did_you_mean(key, known) or f" It takes {', '.join(sorted(known))}."
+            raise UserError(f"env_kwargs.{key}: gymnasium:{backend_id} has no such option.{hint}")

@@ -1,0 +1,103 @@
+"""From an environment id to environments: on the host as the rollout steps them, or as tensors for everyone else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from fasta2c.envs.base import HostEnvs, spread_seeds
+from fasta2c.envs.envpool import EnvPoolEnvs
+from fasta2c.envs.frames import FrameWindow
+from fasta2c.envs.gymnasium import GymnasiumEnvs
+from fasta2c.envs.ids import EnvId, resolve
+
+# What presets switch on for training, and evaluation switches off: it plays whole games for their own score.
+TRAINING_ONLY = ("reward_clip", "episodic_life", "zero_discount_on_life_loss")
+
+
+def make_host_envs(
+    env_id: EnvId, num_envs: int, *, seeds: list[int], options: dict[str, Any], num_threads: int = 0
+) -> HostEnvs:
+    """The environments of `env_id` on the host; raises `UserError` as the backends say."""
+    if env_id.backend == "gymnasium":
+        return GymnasiumEnvs(env_id, num_envs, seeds=seeds, options=options)
+    return EnvPoolEnvs(env_id, num_envs, seeds=seeds, options=options, num_threads=num_threads)
+
+
+def make_envs(env_id: str, num_envs: int, *, seed: int, device: str = "cpu", **options: Any) -> VectorEnvs:
+    """The vector environment that training uses, frames stacked, as tensors on `device`.
+
+    Args:
+        env_id: as `--env` takes it.
+        num_envs: E.
+        seed: every environment gets a seed of its own from it.
+        device: where the tensors are.
+        options: the environment's own options, as `--env-kwargs` takes them. No preset is applied.
+
+    Raises:
+        UserError: an unknown environment or option, or spaces fasta2c does not take.
+    """
+    seeds = spread_seeds(seed, num_envs)
+    return VectorEnvs(make_host_envs(resolve(env_id), num_envs, seeds=seeds, options=options), torch.device(device))
+
+
+class VectorEnvs:
+    """Environments stepped in lockstep as tensors: Gymnasium's order, NEXT_STEP autoreset.
+
+    After a done, the next step ignores that environment's action, pays 0 and returns the first observation of its
+    next episode; `infos["valid"]` is False on such a row.
+    """
+
+    def __init__(self, envs: HostEnvs, device: torch.device) -> None:
+        self._envs = envs
+        self._device = device
+        self._window: FrameWindow | None = None
+        self.spec = envs.spec
+        self.num_envs = envs.num_envs
+        self.seeds = envs.seeds
+        self.options = envs.options
+        high = 255 if self.spec.dtype == "uint8" else np.inf
+        self.observation_space = gymnasium.spaces.Box(
+            0 if high == 255 else -np.inf, high, self.spec.observation_shape, np.dtype(self.spec.dtype).type
+        )
+        self.action_space = gymnasium.spaces.Discrete(self.spec.num_actions)
+
+    def reset(self) -> Tensor:
+        """Start every episode anew; returns observations [E, ...]."""
+        self._window = FrameWindow(
+            self.num_envs,
+            self.spec.frame_shape,
+            self.spec.stack,
+            dtype=getattr(torch, self.spec.dtype),
+            device=self._device,
+        )
+        return self._window.push(self._tensor(self._envs.reset()), self._tensor(np.ones(self.num_envs, np.bool_)))
+
+    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Step with `actions` [E]; returns observations [E, ...], rewards, terminated, truncated and infos, all [E].
+
+        `infos` holds `valid` (not a reset row), `score` (the game's own reward) and `game_over`.
+        """
+        if self._window is None:
+            raise RuntimeError("reset() must be called before the first step.")
+        row = self._envs.step(actions.cpu().numpy())
+        observations = self._window.push(self._tensor(row.observations), self._tensor(row.first))
+        infos = {"valid": row.valid, "score": row.scores, "game_over": row.game_over}
+        return (
+            observations,
+            self._tensor(row.rewards),
+            self._tensor(row.terminated),
+            self._tensor(row.truncated),
+            {k: self._tensor(v) for k, v in infos.items()},
+        )
+
+    def close(self) -> None:
+        """Give the environments back."""
+        self._envs.close()
+
+    def _tensor(self, array: np.ndarray[Any, Any]) -> Tensor:
+        return torch.from_numpy(array).to(self._device)

@@ -1,0 +1,50 @@
+"""The errors a user can cause or meet; each knows the exit code it ends the command line with."""
+
+from __future__ import annotations
+
+import difflib
+import signal
+from collections.abc import Iterable
+
+
+class Fasta2cError(Exception):
+    """Base of all errors that are told in one line, without a traceback."""
+
+    exit_code = 1
+
+
+class UserError(Fasta2cError):
+    """The user's mistake: bad input, told with what to do about it (exit 2)."""
+
+    exit_code = 2
+
+
+class RunError(Fasta2cError):
+    """The run failed while it ran; its log and last checkpoint are whole (exit 1)."""
+
+    exit_code = 1
+
+
+class Stopped(Fasta2cError):
+    """A signal ended the run after a checkpoint was saved (exit 128 + signal number)."""
+
+    def __init__(self, signum: int, message: str = "") -> None:
+        super().__init__(message or f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+        self.exit_code = 128 + signum
+
+
+def nearest(word: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """The `count` known words nearest to `word`, case ignored, best first; may be empty."""
+    by_lower = {k.lower(): k for k in known}
+    found = difflib.get_close_matches(word.lower(), by_lower, n=count, cutoff=0.5)
+    return [by_lower[f] for f in found]
+
+
+def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:
+    """` Did you mean A, B or C?` for the nearest known words, or an empty string."""
+    words = nearest(word, known, count)
+    if not words:
+        return ""
+    listed = " or ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
+    return f" Did you mean {listed}?"

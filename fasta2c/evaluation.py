@@ -1,0 +1,132 @@
+"""Plays whole, unclipped games with a policy, none favoured for being short.
+
+Shapes: E environments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fasta2c.config import TrainConfig
+from fasta2c.envs.base import spread_seeds
+from fasta2c.envs.ids import resolve
+from fasta2c.envs.make import TRAINING_ONLY, VectorEnvs, make_host_envs
+from fasta2c.errors import UserError
+from fasta2c.policy import Policy, load_policy
+from fasta2c.run.progress import Progress
+
+# Evaluation draws its environments' seeds from a stream that no training run uses.
+_SEED_STREAM = 2**31
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Scores of whole games; lengths in env steps."""
+
+    mean_return: float
+    std_return: float
+    min_return: float
+    max_return: float
+    mean_length: float
+    episodes: int
+
+
+def evaluate(
+    run_dir: str | Path,
+    *,
+    episodes: int = 100,
+    checkpoint: str = "latest",
+    greedy: bool = False,
+    device: str = "auto",
+    seed: int | None = None,
+    num_envs: int | None = None,
+    progress: bool = False,
+) -> EvalResult:
+    """Play `episodes` games with the policy of a run.
+
+    Args:
+        run_dir: a run directory, or a checkpoint file.
+        episodes: games to play.
+        checkpoint: "latest", "best" or a file's path.
+        greedy: take the likeliest action instead of sampling.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        seed: of environments and sampling; the run's own unless given.
+        num_envs: environments that share the games; at most 32 unless given.
+        progress: show how many games have ended.
+
+    Raises:
+        UserError: no such run, a checkpoint that cannot be used, or a count below 1.
+    """
+    for name, count in (("episodes", episodes), ("num_envs", num_envs)):
+        if count is not None and count < 1:
+            raise UserError(f"{name}: {count} is out of range; it must be at least 1.")
+    policy = load_policy(run_dir, checkpoint_name=checkpoint, device=device, seed=seed or 0)
+    envs = make_eval_envs(policy.config, min(episodes, num_envs or 32), policy.device, seed)
+    try:
+        with Progress(episodes, description="evaluating", unit="episodes", quiet=not progress) as display:
+            ended: list[float] = []
+
+            def show(score: float) -> None:
+                ended.append(score)
+                display.update(len(ended), sps=None, episode_return=float(np.mean(ended)))
+
+            return play(policy, envs, episodes, greedy=greedy, on_episode=show)
+    finally:
+        envs.close()
+
+
+def make_eval_envs(config: TrainConfig, num_envs: int, device: torch.device, seed: int | None = None) -> VectorEnvs:
+    """The run's environments without what only training wants (clipped rewards, lives as ends), freshly seeded."""
+    options = {k: v for k, v in config.env_kwargs.items() if k not in TRAINING_ONLY}
+    seeds = spread_seeds(config.seed if seed is None else seed, num_envs, stream=_SEED_STREAM)
+    host = make_host_envs(
+        resolve(config.env), num_envs, seeds=seeds, options=options, num_threads=config.env_threads
+    )
+    return VectorEnvs(host, device)
+
+
+def play(
+    policy: Policy,
+    envs: VectorEnvs,
+    episodes: int,
+    *,
+    greedy: bool = False,
+    on_episode: Callable[[float], None] = lambda score: None,
+) -> EvalResult:
+    """Play `episodes` games on `envs`, each environment a fixed share of them.
+
+    Taking the first games to end would favour short ones; so each environment plays its share to the end, and what
+    it plays beyond that is not counted.
+    """
+    shares = np.full(envs.num_envs, episodes // envs.num_envs)
+    shares[: episodes % envs.num_envs] += 1
+    score_now = np.zeros(envs.num_envs)
+    length_now = np.zeros(envs.num_envs, dtype=np.int64)
+    scores: list[float] = []
+    lengths: list[int] = []
+    observations = envs.reset()
+    while shares.any():
+        observations, _, _, _, infos = envs.step(policy.act(observations, greedy=greedy))
+        valid, score, over = (infos[k].cpu().numpy() for k in ("valid", "score", "game_over"))
+        score_now += np.where(valid, score, 0.0)
+        length_now += valid
+        for e in np.flatnonzero(over & valid):
+            if shares[e]:
+                shares[e] -= 1
+                scores.append(float(score_now[e]))
+                lengths.append(int(length_now[e]))
+                on_episode(scores[-1])
+            score_now[e], length_now[e] = 0.0, 0
+    return EvalResult(
+        mean_return=float(np.mean(scores)),
+        std_return=float(np.std(scores)),
+        min_return=min(scores),
+        max_return=max(scores),
+        mean_length=float(np.mean(lengths)),
+        episodes=len(scores),
+    )

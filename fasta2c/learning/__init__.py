@@ -1,0 +1,1 @@
+"""Learning: advantages, loss, optimizers, and the learner that makes one update of them."""

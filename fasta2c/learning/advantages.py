@@ -1,0 +1,75 @@
+"""Generalised advantage estimation over T x E tensors, vectorised over environments.
+
+Shapes: T rows, E environments; `TE` in a name is [T, E], `T1E` is [T + 1, E].
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fasta2c import accel
+
+
+class AdvantageFunction(Protocol):
+    """What `gae` and its compiled form have in common."""
+
+    def __call__(
+        self,
+        rewards: Tensor,
+        values: Tensor,
+        terminated: Tensor,
+        truncated: Tensor,
+        *,
+        gamma: float,
+        gae_lambda: float,
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+def gae(
+    rewards: Tensor, values: Tensor, terminated: Tensor, truncated: Tensor, *, gamma: float, gae_lambda: float
+) -> tuple[Tensor, Tensor]:
+    """Advantages and value targets, by a reverse scan (Schulman et al. 2016, arXiv:1506.02438, equation 16).
+
+    A terminated row has no future; a truncated one bootstraps from `values[t + 1]`, the value of its true last
+    observation; terminated wins where both are set. Neither lets anything of later rows through, so what stands in
+    the dummy row behind a done (and in its value, after a termination) does not matter, NaN included.
+
+    Args:
+        rewards: [T, E].
+        values: [T + 1, E] values of the observations the rows started from, and of the last row's successor.
+        terminated: [T, E] bool.
+        truncated: [T, E] bool.
+        gamma: discount for one row.
+        gae_lambda: 1 for n-step returns, 0 for one-step TD errors.
+
+    Returns:
+        advantages and returns (advantages + values), [T, E] each, in the dtype of `values`. A dummy row's mean nothing.
+    """
+    values_TE, next_values_TE = values[:-1], values[1:]
+    # Selected, never multiplied by a mask: 0 * NaN would be NaN.
+    future_TE = torch.where(terminated, torch.zeros_like(next_values_TE), next_values_TE)
+    deltas_TE = rewards + gamma * future_TE - values_TE
+    going_on_TE = ~(terminated | truncated)
+    advantages_TE = torch.empty_like(deltas_TE)
+    carried_E = torch.zeros_like(deltas_TE[0])
+    for t in range(deltas_TE.shape[0] - 1, -1, -1):
+        carried_E = deltas_TE[t] + gamma * gae_lambda * torch.where(going_on_TE[t], carried_E, 0.0)
+        advantages_TE[t] = carried_E
+    return advantages_TE, advantages_TE + values_TE
+
+
+def build_gae(name: str) -> AdvantageFunction:
+    """The form of `gae` called "auto", "scan" or "compiled"; auto is the scan."""
+    return accel.maybe_compile(gae, enabled=name == "compiled")
+
+
+def standardise(advantages_TE: Tensor, valid_TE: Tensor) -> Tensor:
+    """Advantages with mean 0 and variance 1 over the valid rows; the others are left at 0."""
+    count = valid_TE.sum().clamp_min(1)
+    mean = torch.where(valid_TE, advantages_TE, 0.0).sum() / count
+    centred_TE = torch.where(valid_TE, advantages_TE - mean, 0.0)
+    return centred_TE / (centred_TE.square().sum() / count).sqrt().clamp_min(1e-8)
+

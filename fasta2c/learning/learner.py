@@ -1,0 +1,97 @@
+"""One synchronous A2C update of a rollout: advantages, loss, backward, clip, step.
+
+Shapes: T rows, E environments.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fasta2c.config import TrainConfig
+from fasta2c.learning.advantages import build_gae, standardise
+from fasta2c.learning.loss import loss_sums
+from fasta2c.learning.optim import clip_grad_norm, schedule, set_learning_rate
+from fasta2c.models.actor_critic import ActorCritic
+from fasta2c.rollout.buffer import RolloutBuffer
+
+METRICS = ("policy_loss", "value_loss", "entropy", "explained_variance", "grad_norm")
+
+
+class Learner:
+    """Makes updates of `model`; nothing here waits for the device.
+
+    Args:
+        model: what learns.
+        optimizer: moves its parameters.
+        config: coefficients, schedules and how advantages are computed.
+        forward: the model's forward pass, compiled or not.
+        samples: samples whose gradient is computed at once; gradients of one rollout add up.
+    """
+
+    def __init__(
+        self,
+        model: ActorCritic,
+        optimizer: torch.optim.Optimizer,
+        config: TrainConfig,
+        *,
+        forward: torch.nn.Module,
+        samples: int,
+    ) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._config = config
+        self._forward = forward
+        self._samples = samples
+        self._gae = build_gae(config.gae)
+
+    def update(self, rollout: RolloutBuffer, progress: float) -> Tensor:
+        """One optimizer step on `rollout`, at `progress` (0 to 1) of the run.
+
+        Returns:
+            the values of `METRICS`, on the device: means over valid rows, and the gradient's norm before clipping.
+        """
+        config = self._config
+        advantages_TE, returns_TE = self._gae(
+            rollout.rewards_TE,
+            rollout.values_T1E,
+            rollout.terminated_TE,
+            rollout.truncated_TE,
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda,
+        )
+        valid_TE = rollout.valid_TE
+        count = valid_TE.sum().clamp_min(1)
+        explained = explained_variance(rollout.values_T1E[:-1], returns_TE, valid_TE)
+        if config.normalize_advantage:
+            advantages_TE = standardise(advantages_TE, valid_TE)
+        ent_coef = config.ent_coef * schedule(config.ent_schedule, progress)
+
+        self._optimizer.zero_grad(set_to_none=True)
+        totals = torch.zeros(3, device=count.device)
+        for rows, envs in rollout.chunks(self._samples):
+            logits_BA, values_B = self._forward(rollout.observations(rows, envs))
+            sums = loss_sums(
+                logits_BA,
+                values_B,
+                *(x[rows, envs].flatten() for x in (rollout.actions_TE, advantages_TE, returns_TE, valid_TE)),
+                value_loss=config.value_loss,
+            )
+            ((sums.policy + config.vf_coef * sums.value - ent_coef * sums.entropy) / count).backward()
+            totals += torch.stack(sums).detach()
+        grad_norm = clip_grad_norm(self._model.parameters(), config.max_grad_norm)
+        set_learning_rate(self._optimizer, schedule(config.lr_schedule, progress))
+        self._optimizer.step()
+        return torch.cat([totals / count, torch.stack([explained, grad_norm])])
+
+
+def explained_variance(values_TE: Tensor, returns_TE: Tensor, valid_TE: Tensor) -> Tensor:
+    """1 - Var(returns - values) / Var(returns) over valid rows, 0-dimensional; NaN where the returns do not vary."""
+    count = valid_TE.sum().clamp_min(1)
+
+    def variance(x_TE: Tensor) -> Tensor:
+        mean = torch.where(valid_TE, x_TE, 0.0).sum() / count
+        return torch.where(valid_TE, x_TE - mean, 0.0).square().sum() / count
+
+    total = variance(returns_TE)
+    return torch.where(total > 0, 1 - variance(returns_TE - values_TE) / total, torch.nan)

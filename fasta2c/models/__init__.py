@@ -1,0 +1,1 @@
+"""Networks: encoders, action distributions, and the actor-critic made of them."""

@@ -1,0 +1,114 @@
+"""Encoders: from a batch of raw observations to a batch of features.
+
+Shapes: B samples, C channels, H and W pixels, F features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fasta2c.errors import UserError
+
+# The smallest image that NatureCNN's three convolutions leave something of.
+NATURE_MINIMUM = 36
+
+
+def orthogonal(layer: nn.Linear | nn.Conv2d, gain: float) -> nn.Linear | nn.Conv2d:
+    """`layer` with orthogonal weights of the given gain and zero biases."""
+    nn.init.orthogonal_(layer.weight, gain)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class NatureCNN(nn.Module):
+    """The convolutional encoder of Mnih et al. 2015 (doi:10.1038/nature14236), orthogonally initialised.
+
+    Args:
+        shape: (C, H, W) of an image, H and W at least 36; the last axis may hold the channels instead.
+    """
+
+    def __init__(self, shape: tuple[int, ...], *, scale: float) -> None:
+        super().__init__()
+        self._channels_last = shape[0] > 4 and shape[2] <= 4
+        channels, height, width = (shape[2], shape[0], shape[1]) if self._channels_last else shape
+        if min(height, width) < NATURE_MINIMUM:
+            raise UserError(f"encoder: nature-cnn needs images of {NATURE_MINIMUM} pixels and more, not {shape}.")
+        self._scale = scale
+        gain = math.sqrt(2)
+        self.convolutions = nn.Sequential(
+            orthogonal(nn.Conv2d(channels, 32, 8, stride=4), gain),
+            nn.ReLU(),
+            orthogonal(nn.Conv2d(32, 64, 4, stride=2), gain),
+            nn.ReLU(),
+            orthogonal(nn.Conv2d(64, 64, 3, stride=1), gain),
+            nn.ReLU(),
+            nn.Flatten(),
+        )
+        with torch.no_grad():
+            flat = self.convolutions(torch.zeros(1, channels, height, width)).shape[1]
+        self.projection = nn.Sequential(orthogonal(nn.Linear(flat, 512), gain), nn.ReLU())
+        self.features = 512
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Images [B, ...] of any dtype to features [B, 512]."""
+        images = observations.permute(0, 3, 1, 2) if self._channels_last else observations
+        # Under autocast the convolutions would cast a float32 image again: go to their dtype at once.
+        device = images.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        return self.projection(self.convolutions(images.to(dtype) * self._scale))
+
+
+class MLP(nn.Module):
+    """Fully connected layers over the flattened observation.
+
+    Args:
+        shape: of one observation.
+        hidden_sizes: widths of the layers.
+        activation: "tanh" or "relu".
+    """
+
+    def __init__(self, shape: tuple[int, ...], hidden_sizes: Sequence[int], activation: str, *, scale: float) -> None:
+        super().__init__()
+        self._scale = scale
+        layers: list[nn.Module] = []
+        width = math.prod(shape)
+        for size in hidden_sizes:
+            layers += [orthogonal(nn.Linear(width, size), math.sqrt(2)), {"tanh": nn.Tanh, "relu": nn.ReLU}[activation]()]
+            width = size
+        self.layers = nn.Sequential(*layers)
+        self.features = width
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Observations [B, ...] of any dtype to features [B, F]."""
+        flat = observations.flatten(1) if observations.dim() > 1 else observations.unsqueeze(1)
+        flat = flat.to(torch.float32)
+        return self.layers(flat if self._scale == 1.0 else flat * self._scale)
+
+
+def choose_encoder(name: str, shape: tuple[int, ...]) -> str:
+    """`name`, or for "auto" what suits observations of `shape`: "nature-cnn" for images large enough, else "mlp"."""
+    if name != "auto":
+        return name
+    sides = shape[:2] if len(shape) == 3 and shape[0] > 4 and shape[2] <= 4 else shape[1:]
+    return "nature-cnn" if len(shape) == 3 and min(sides) >= NATURE_MINIMUM else "mlp"
+
+
+def build_encoder(
+    name: str, shape: tuple[int, ...], dtype: str, hidden_sizes: Sequence[int], activation: str
+) -> NatureCNN | MLP:
+    """The encoder `name` ("auto", "nature-cnn" or "mlp") for observations of `shape`; bytes are scaled to [0, 1].
+
+    Raises:
+        UserError: nature-cnn over something that is no image of 36 pixels and more.
+    """
+    scale = 1 / 255 if dtype == "uint8" else 1.0
+    if choose_encoder(name, shape) == "nature-cnn":
+        if len(shape) != 3:
+            raise UserError(f"encoder: nature-cnn needs images, not observations of shape {shape}.")
+        return NatureCNN(shape, scale=scale)
+    return MLP(shape, hidden_sizes, activation, scale=scale)

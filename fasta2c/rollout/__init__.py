@@ -1,0 +1,1 @@
+"""The rollout: the T x E tensors, and the collector that fills them."""

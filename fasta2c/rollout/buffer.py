@@ -1,0 +1,81 @@
+"""The T x E tensors of one rollout, allocated once on the device.
+
+Shapes: T rows, E environments, S frames a stack; `TE` in a name is [T, E], `T1E` is [T + 1, E].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fasta2c.envs.base import EnvSpec
+from fasta2c.envs.frames import stack_frames
+
+Chunk = tuple[slice, slice]
+"""Rows and environments of a rectangle of the rollout."""
+
+
+class RolloutBuffer:
+    """T rows of E environments. Observation t is what action t was taken at; observation T follows the last row.
+
+    Frames are kept singly, T + S of them; `carry_over` moves the last S to the front for the next rollout.
+
+    Args:
+        num_steps: T.
+        num_envs: E.
+        spec: what is observed.
+        device: where the tensors are.
+    """
+
+    def __init__(self, num_steps: int, num_envs: int, spec: EnvSpec, device: torch.device) -> None:
+        self.num_steps = num_steps
+        self.num_envs = num_envs
+        self.stack = spec.stack
+        kept = num_steps + spec.stack
+        grid = (num_steps, num_envs)
+        self.frames = torch.zeros((kept, num_envs, *spec.frame_shape), dtype=getattr(torch, spec.dtype), device=device)
+        self.fills = torch.zeros((kept, num_envs), dtype=torch.bool, device=device)
+        self.actions_TE = torch.zeros(grid, dtype=torch.int64, device=device)
+        self.rewards_TE = torch.zeros(grid, device=device)
+        self.terminated_TE = torch.zeros(grid, dtype=torch.bool, device=device)
+        self.truncated_TE = torch.zeros(grid, dtype=torch.bool, device=device)
+        self.valid_TE = torch.zeros(grid, dtype=torch.bool, device=device)
+        self.values_T1E = torch.zeros((num_steps + 1, num_envs), device=device)
+
+    def start(self, frames: Tensor) -> None:
+        """Take `frames` [E, ...], each opening a game, as what the first `carry_over` brings to the front."""
+        self.frames[-1].copy_(frames)
+        self.fills[-1] = True
+
+    def add_frames(self, t: int, frames: Tensor, first: Tensor) -> None:
+        """Keep the frames [E, ...] that row t returned, `first` [E] where they open a game."""
+        self.frames[self.stack + t].copy_(frames)
+        self.fills[self.stack + t].copy_(first)
+
+    def observations(self, rows: slice, envs: slice) -> Tensor:
+        """Observations of some rows (0 to T) and environments, flattened to [rows * envs, ...]."""
+        return stack_frames(self.frames, self.fills, self.stack, rows, envs)
+
+    def carry_over(self) -> None:
+        """Make the last observation of this rollout the first of the next."""
+        for kept in (self.frames, self.fills):
+            kept[: self.stack] = kept[self.num_steps :].clone() if self.num_steps < self.stack else kept[self.num_steps :]
+
+    def chunks(self, samples: int) -> Iterator[Chunk]:
+        """Rectangles of at most `samples` samples (at least one) that cover the rollout once."""
+        if samples >= self.num_envs:
+            rows = samples // self.num_envs
+            for t in range(0, self.num_steps, rows):
+                yield slice(t, min(t + rows, self.num_steps)), slice(0, self.num_envs)
+        else:
+            for t in range(self.num_steps):
+                for envs in env_slices(self.num_envs, samples):
+                    yield slice(t, t + 1), envs
+
+
+def env_slices(num_envs: int, samples: int) -> Iterator[slice]:
+    """Slices of at most `samples` environments that cover all of them."""
+    for e in range(0, num_envs, samples):
+        yield slice(e, min(e + samples, num_envs))

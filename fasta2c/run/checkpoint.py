@@ -1,0 +1,163 @@
+"""Checkpoints: saved whole or not at all, read without running code, and refused in one line when they are no good."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from fasta2c.errors import RunError, UserError
+from fasta2c.run.directory import RunDirectory, sync_folder, temporary_beside, write_atomically
+
+FORMAT_VERSION = 1
+KEPT = 3
+
+
+def save(directory: RunDirectory, state: Mapping[str, Any], *, env_steps: int) -> None:
+    """Write `state` as step_<env_steps>.pt and latest.pt, and keep the three newest steps.
+
+    Args:
+        state: tensors and plain values only; `format_version` is added.
+
+    Raises:
+        RunError: the disk refuses; the previous latest.pt is as it was.
+        TypeError: `state` holds something that `load` would refuse.
+    """
+    step = directory.checkpoints / f"step_{env_steps}.pt"
+    _write(step, state)
+    try:
+        _point_to(step, directory.latest)
+    except OSError as error:
+        raise _refused(directory.latest, error) from None
+    for old in [path for path in _steps(directory.checkpoints)[KEPT:] if path != step]:
+        with contextlib.suppress(OSError):
+            old.unlink()
+
+
+def save_best(directory: RunDirectory, state: Mapping[str, Any]) -> None:
+    """Write `state` as best.pt; arguments and errors as for `save`."""
+    _write(directory.best, state)
+
+
+def load(path: Path, *, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """The state saved in `path`, `format_version` included; no code in the file is run.
+
+    Raises:
+        UserError: the file is missing, damaged, not a checkpoint of fasta2c, or of another format version.
+    """
+    try:
+        file = path.open("rb")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read ({reason}); give a run directory or one of its checkpoints.") from None
+    damaged = f"{path} is damaged or cut short; {_another(path)}."
+    foreign = f"{path} is not a checkpoint of fasta2c; give a run directory or a file from its checkpoints folder."
+    with file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of what is refused just below
+        start = file.read(2)
+        if start != b"PK":  # torch's files are zip archives
+            raise UserError(damaged if not start else foreign)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                if archive.testzip() is not None:  # torch itself does not compare checksums
+                    raise UserError(damaged)
+            file.seek(0)
+            state = torch.load(file, map_location=map_location, weights_only=True)
+        except UserError:
+            raise
+        except (zipfile.BadZipFile, EOFError, OSError):
+            raise UserError(damaged) from None
+        except Exception:  # torch raises nearly everything on a file that it does not like
+            raise UserError(foreign) from None
+    if not isinstance(state, dict) or "format_version" not in state:
+        raise UserError(foreign)
+    if state["format_version"] != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format version {state['format_version']!r} and this fasta2c reads {FORMAT_VERSION}; "
+            "use the version of fasta2c that wrote it (named in the run's config.yaml)."
+        )
+    return state
+
+
+def resolve(path: Path, which: str = "latest") -> Path:
+    """The checkpoint file meant by `path`, a run directory or itself a checkpoint.
+
+    Args:
+        which: for a run directory, `latest`, `best` or a file (a path, or a name in the checkpoints folder).
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist; give a run directory or one of its checkpoints.")
+    folder = path / "checkpoints"
+    candidates = [folder / f"{which}.pt"] if which in ("latest", "best") else [Path(which), folder / which]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    present = sorted(p.name for p in folder.glob("[!.]*.pt")) if folder.is_dir() else []
+    if not present:
+        raise UserError(f"{path} holds no checkpoint; give a run directory whose run has saved one.")
+    raise UserError(f"{path} has no checkpoint {which!r}; use one of {', '.join(present)}.")
+
+
+def _write(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint atomically, and clear what earlier kills left in its folder."""
+    buffer = io.BytesIO()  # in memory first, for torch turns the disk's errors into its own
+    torch.save({**state, "format_version": FORMAT_VERSION}, buffer)
+    buffer.seek(0)
+    try:
+        torch.load(buffer, map_location="meta", weights_only=True)  # no data is read, only the structure
+    except UnpicklingError as error:
+        raise TypeError(f"state holds more than tensors and plain values: {error}") from None
+    try:
+        path.parent.mkdir(exist_ok=True)
+        for stale in path.parent.glob(".*.tmp"):  # the run's lock makes us the only writer
+            stale.unlink(missing_ok=True)
+        write_atomically(path, buffer.getbuffer())
+    except OSError as error:
+        raise _refused(path, error) from None
+
+
+def _point_to(step: Path, latest: Path) -> None:
+    """Let `latest` name the file `step` in one move: by a hard link, or a copy where there are none."""
+    temporary = temporary_beside(latest)
+    try:
+        try:
+            os.link(step, temporary)
+        except OSError:
+            shutil.copyfile(step, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, latest)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(latest.parent)
+
+
+def _steps(folder: Path) -> list[Path]:
+    """The step_*.pt files of `folder`, newest first."""
+    found = [(int(m[1]), p) for p in folder.glob("step_*.pt") if (m := re.fullmatch(r"step_(\d+)\.pt", p.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _another(path: Path) -> str:
+    """What to use in place of the damaged `path`; latest.pt and its step are one file, and damaged together."""
+    others = [p for p in _steps(path.parent) if not p.samefile(path)]
+    return f"use another checkpoint, such as {others[0]}" if others else "use another checkpoint or train anew"
+
+
+def _refused(path: Path, error: OSError) -> RunError:
+    return RunError(f"{path} cannot be written ({error.strerror or error}); make room, then continue with --resume.")

@@ -1,0 +1,242 @@
+"""The folder of a run: where its files are, who may write to it, and how they are written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+
+from fasta2c.errors import RunError, UserError
+
+
+class RunDirectory:
+    """A run's folder; `create` and `open` make one, `close` (or leaving a `with`) releases its lock."""
+
+    def __init__(self, path: Path, lock: int | None = None) -> None:
+        self.path = path
+        self._lock = lock
+
+    @classmethod
+    def create(cls, path: Path | None, *, env: str, seed: int) -> RunDirectory:
+        """A new run's folder, locked; `runs/<env>/<time>-s<seed>` below the working directory if `path` is None.
+
+        Raises:
+            UserError: `path` holds another run, is a file, is not empty, is in use, or cannot be written.
+        """
+        folder = path
+        made: list[Path] = []
+        try:
+            if folder is None:
+                folder = Path("runs", *_safe_parts(env), f"{time.strftime('%Y%m%d-%H%M%S')}-s{seed}")
+                made = _missing(folder.parent)
+                folder = _make_unused(folder)
+                made.insert(0, folder)
+            else:
+                _refuse_if_taken(folder)
+                made = _missing(folder)
+                folder.mkdir(parents=True, exist_ok=True)
+            directory = cls(folder, _lock(folder))
+            try:
+                _refuse_if_taken(folder)  # again: another run may have come and gone before the lock was ours
+            except BaseException:
+                directory.close()
+                raise
+            return directory
+        except BaseException as error:
+            for empty in made:
+                with contextlib.suppress(OSError, ValueError):
+                    empty.rmdir()
+            if isinstance(error, OSError | ValueError):  # ValueError: a NUL in the name
+                raise UserError(f"{folder} cannot be written ({_reason(error)}); choose another --run-dir.") from None
+            raise
+
+    @classmethod
+    def open(cls, path: Path, *, lock: bool) -> RunDirectory:
+        """The folder of an existing run: locked to go on writing to it, or unlocked to read.
+
+        Raises:
+            UserError: `path` does not exist, is no run, or is to be locked and is in use or cannot be written.
+        """
+        directory = cls(path)
+        try:
+            if not path.exists():
+                raise UserError(f"{path} does not exist; give the folder of a run, such as runs/Atari/Pong/<time>-s0.")
+            if not directory.config_file.is_file():
+                raise UserError(f"{path} is not a run (it has no config.yaml); give the folder that train made.")
+            if lock:
+                directory._lock = _lock(path)
+        except (OSError, ValueError) as error:
+            verb = "written" if lock else "read"
+            raise UserError(f"{path} cannot be {verb} ({_reason(error)}); change its permissions or copy it.") from None
+        return directory
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved configuration, versions and commit."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        """A row for each log interval."""
+        return self.path / "metrics.csv"
+
+    @property
+    def summary_file(self) -> Path:
+        """How the run ended."""
+        return self.path / "summary.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints; it exists once there is one."""
+        return self.path / "checkpoints"
+
+    @property
+    def latest(self) -> Path:
+        """The newest checkpoint."""
+        return self.checkpoints / "latest.pt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the highest mean return."""
+        return self.checkpoints / "best.pt"
+
+    def write_config(self, values: Mapping[str, Any]) -> None:
+        """Write plain `values` to config.yaml. Raises `RunError` if the disk refuses."""
+        text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+        self._write(self.config_file, text)
+
+    def write_summary(self, values: Mapping[str, Any]) -> None:
+        """Write `values` to summary.json, NaN and infinities as null. Raises `RunError` if the disk refuses."""
+        self._write(self.summary_file, json.dumps(_finite(values), indent=2, allow_nan=False) + "\n")
+
+    def close(self) -> None:
+        """Release the lock, if held."""
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._lock, fcntl.LOCK_UN)  # a forked child may still hold the descriptor open
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _write(self, path: Path, text: str) -> None:
+        try:
+            write_atomically(path, text.encode())
+        except OSError as error:
+            raise RunError(f"{path} cannot be written ({_reason(error)}); make room or check the disk.") from None
+
+
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
+    """Write `data` so that `path` holds either what it held before or all of it, even after a power failure.
+
+    The temporary file is hidden and beside `path`, named `.<name>.<pid>.tmp`; a kill may leave it behind.
+    Raises `OSError` as the disk does.
+    """
+    temporary = temporary_beside(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def temporary_beside(path: Path) -> Path:
+    """The name under which this process prepares `path`."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` last through a power failure, where the filesystem can do that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _safe_parts(env: str) -> list[str]:
+    """`env` as folder names that stay where they are put: no `..`, nothing hidden, no odd characters."""
+    parts = (re.sub(r"[^A-Za-z0-9._+=-]", "_", part).lstrip(".")[:100] for part in env.split("/"))
+    return [part for part in parts if part] or ["env"]
+
+
+def _make_unused(folder: Path) -> Path:
+    """Make `folder`, or `folder-2`, `folder-3`, … if it exists: mkdir itself decides, so two runs never share one."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for count in itertools.count(1):
+        candidate = folder if count == 1 else folder.with_name(f"{folder.name}-{count}")
+        with contextlib.suppress(FileExistsError):
+            candidate.mkdir()
+            return candidate
+    raise AssertionError("unreachable")
+
+
+def _missing(folder: Path) -> list[Path]:
+    """`folder` and its parents that do not exist yet, innermost first."""
+    return list(itertools.takewhile(lambda p: not p.exists(), (folder, *folder.parents)))
+
+
+def _refuse_if_taken(folder: Path) -> None:
+    """Raise `UserError` unless `folder` is free for a new run: absent, or a folder with hidden files only."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file; choose another --run-dir.")
+    names = [p.name for p in folder.iterdir() if not p.name.startswith(".")]
+    ours = {"config.yaml", "checkpoints", "metrics.csv", "summary.json"}
+    if any(name in ours or name.startswith("events.out.tfevents.") for name in names):
+        raise UserError(f"{folder} holds another run; continue it with --resume {folder} or choose another --run-dir.")
+    if names:
+        raise UserError(f"{folder} is not empty; choose a new or empty folder as --run-dir.")
+
+
+def _lock(folder: Path) -> int:
+    """An open descriptor that holds the folder's advisory lock until it is closed or the process dies."""
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UserError(
+            f"{folder} is in use by another fasta2c; wait until that ends or choose another --run-dir."
+        ) from None
+    except OSError:
+        pass  # a network filesystem without locks: better unguarded than unusable
+    return descriptor
+
+
+def _finite(value: Any) -> Any:
+    """`value` with NaN and infinities, which JSON lacks, replaced by None at any depth."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

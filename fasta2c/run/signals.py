@@ -1,0 +1,52 @@
+"""Signals that ask a run to stop: noted here, acted on where the run can save itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class SignalWatch:
+    """Inside this context SIGINT, SIGTERM and SIGHUP only set `received`; a second SIGINT ends the process at once.
+
+    Does nothing outside the main thread, where Python allows no handlers.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        """The first signal caught, None until then."""
+        self._interrupts = 0
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> SignalWatch:
+        if threading.current_thread() is threading.main_thread():
+            for signum in WATCHED:
+                previous = signal.getsignal(signum)
+                if signum == signal.SIGHUP and previous == signal.SIG_IGN:
+                    continue  # started by nohup: a closed terminal must not end the run
+                signal.signal(signum, self._note)
+                self._previous[signum] = previous
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._previous:
+            signum, previous = self._previous.popitem()
+            # None: a handler that was not set from Python, and cannot be from here.
+            signal.signal(signum, signal.SIG_DFL if previous is None else previous)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self.received is None:
+            self.received = signum
+        if signum == signal.SIGINT:
+            self._interrupts += 1
+            if self._interrupts > 1:
+                if os.isatty(2):
+                    os.write(2, b"\x1b[?25h\n")  # the progress display hides the cursor
+                os._exit(128 + signum)  # not an exception, which code below could hold up or swallow

@@ -1,0 +1,347 @@
+"""The training run: collect, update, log, save, until the budget of env steps is spent."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import subprocess
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fasta2c import accel
+from fasta2c.config import RESUMABLE, TrainConfig, from_plain, load_preset, to_dict, to_plain
+from fasta2c.envs.base import spread_seeds
+from fasta2c.envs.ids import resolve
+from fasta2c.envs.make import make_host_envs
+from fasta2c.errors import RunError, Stopped, UserError
+from fasta2c.evaluation import make_eval_envs, play
+from fasta2c.learning.learner import METRICS, Learner
+from fasta2c.learning.optim import build_optimizer, schedule
+from fasta2c.policy import Policy, build_model, load_parameters
+from fasta2c.rollout.buffer import RolloutBuffer
+from fasta2c.rollout.collector import Collector
+from fasta2c.run import checkpoint
+from fasta2c.run.directory import RunDirectory
+from fasta2c.run.metrics import MetricsLog
+from fasta2c.run.progress import Progress
+from fasta2c.run.signals import SignalWatch
+from fasta2c.timing import PhaseTimer
+
+PHASES = ("env", "act", "update", "copy", "log")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended."""
+
+    run_dir: Path
+    env_steps: int
+    updates: int
+    episodes: int
+    wall_seconds: float
+    sps: float
+    """Env steps per second of wall time, the first update (compilation, warm-up) left out."""
+    mean_return: float | None
+    """Over the last 100 games; None if none has ended."""
+    best_return: float | None
+    """The highest mean over 100 games seen; what best.pt holds."""
+
+
+def train(config: TrainConfig, *, resume: str | Path | None = None) -> TrainResult:
+    """Train an agent; with `resume`, go on where the run in that directory was saved.
+
+    Fields of `config` that were not given take the environment's preset.
+
+    Raises:
+        UserError: bad input; nothing has been written.
+        RunError: the run failed (a loss that is not finite, a checkpoint that cannot be written).
+        Stopped: SIGINT, SIGTERM or SIGHUP ended the run, after a checkpoint.
+    """
+    env_id = resolve(config.env)
+    if resume is None:
+        config = config.with_preset(load_preset(env_id.family, env_id.name))
+    trainer = Trainer(config, Path(resume) if resume is not None else None)
+    try:
+        return trainer.run()
+    finally:
+        trainer.close()
+
+
+class Trainer:
+    """Everything a run is made of, built from its configuration or from its last checkpoint."""
+
+    def __init__(self, config: TrainConfig, resume: Path | None = None) -> None:
+        self.device = accel.resolve_device(config.device)
+        state: dict[str, Any] | None = None
+        self.directory: RunDirectory | None = None
+        if resume is not None:
+            self.directory = RunDirectory.open(resume, lock=True)
+            file = checkpoint.resolve(resume)
+            state = checkpoint.load(file, map_location=self.device)
+            _check_resumable(config, TrainConfig(**from_plain(state["config"], str(file))))
+        self.config = config
+        self.update = state["update"] if state else 0
+        self.resumes = state["resumes"] + 1 if state else 0
+        self.wall_before = state["wall_seconds"] if state else 0.0
+        self.best_return: float | None = state["best_return"] if state else None
+
+        torch.manual_seed(config.seed)
+        env_id = resolve(config.env)
+        # A resumed run starts new games: with other seeds, so that it does not replay the old ones.
+        seeds = spread_seeds(config.seed, config.num_envs, stream=self.resumes)
+        self.envs = make_host_envs(
+            env_id, config.num_envs, seeds=seeds, options=config.env_kwargs, num_threads=config.env_threads
+        )
+        self.spec = self.envs.spec
+        self.model = build_model(self.spec, config, self.device)
+        self.optimizer = build_optimizer(self.model, config)
+        self.generator = torch.Generator(self.device).manual_seed(config.seed)
+        self.timer = PhaseTimer()
+        forward = accel.maybe_compile(self.model, enabled=config.compile)
+        samples = accel.micro_batch(config.micro_batch, self.device)
+        buffer = RolloutBuffer(config.num_steps, config.num_envs, self.spec, self.device)
+        self.collector = Collector(
+            self.envs, forward, buffer, generator=self.generator, samples=samples, timer=self.timer
+        )
+        self.learner = Learner(self.model, self.optimizer, config, forward=forward, samples=samples)
+
+        if state:
+            load_parameters(self.model, state["model"], resume or Path())
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.generator.set_state(state["generator"].cpu())
+            self.collector.env_steps = state["env_steps"]
+            self.collector.episodes.load_state_dict(state["episodes"])
+        elif config.init_from is not None:
+            file = checkpoint.resolve(config.init_from)
+            load_parameters(self.model, checkpoint.load(file, map_location=self.device)["model"], file)
+        if self.directory is None:
+            self.directory = RunDirectory.create(config.run_dir, env=config.env, seed=config.seed)
+        self.log = MetricsLog(self.directory.path, resume_at=self.collector.env_steps if state else None)
+        plain = {k: v for k, v in to_plain(config).items() if k not in ("run_dir", "init_from")}
+        self.directory.write_config({**plain, "versions": versions(), "commit": _commit()})
+
+        self._metric_sums = torch.zeros(len(METRICS), device=self.device)
+        self._first_bad_update = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._logged_update, self._logged_steps, self._logged_at = self.update, self.collector.env_steps, 0.0
+        self._eval_return: float | None = None
+
+    @property
+    def env_steps(self) -> int:
+        """Valid rows so far, the run's earlier sessions included."""
+        return self.collector.env_steps
+
+    def run(self) -> TrainResult:
+        """Train until `total_steps`; the run directory is whole however this ends."""
+        config, collector, timer = self.config, self.collector, self.timer
+        self.started = self.warm_at = self._logged_at = time.perf_counter()
+        self.warm_steps = self.env_steps
+        status = "failed"
+        with (
+            SignalWatch() as signals,
+            Progress(config.total_steps, initial=self.env_steps, quiet=config.quiet) as progress,
+        ):
+            progress.say(f"{config.env} on {self.device}: {config.num_envs} environments, run in {self.directory.path}")
+            first_update = self.update
+            try:
+                while self.env_steps < config.total_steps:
+                    fraction = self.env_steps / config.total_steps
+                    rollout = collector.collect()
+                    with timer("update"):
+                        self._take(self.learner.update(rollout, fraction))
+                    if self.update == first_update + 1:
+                        self.warm_at, self.warm_steps = time.perf_counter(), self.env_steps
+                    with timer("log"):
+                        if config.eval_interval and self.update % config.eval_interval == 0:
+                            self._eval_return = self._evaluate()
+                        if self.update % config.log_interval == 0:
+                            self._log()
+                        if self.update % config.checkpoint_interval == 0:
+                            self._save()
+                        progress.update(self.env_steps, sps=self.sps, episode_return=collector.episodes.mean_return)
+                    if signals.received is not None:
+                        raise Stopped(signals.received)
+                status = "done"
+            except Stopped:
+                status = "stopped"
+                raise
+            finally:
+                if status != "failed":
+                    self._finish()
+                self.directory.write_summary({"status": status, **self._summary()})
+        return TrainResult(
+            run_dir=self.directory.path,
+            env_steps=self.env_steps,
+            updates=self.update,
+            episodes=collector.episodes.count,
+            wall_seconds=self.wall_seconds,
+            sps=self.sps,
+            mean_return=collector.episodes.mean_return,
+            best_return=self.best_return,
+        )
+
+    @property
+    def wall_seconds(self) -> float:
+        """Wall time of the run, earlier sessions included."""
+        return self.wall_before + time.perf_counter() - self.started
+
+    @property
+    def sps(self) -> float:
+        """Env steps per second of this session, its first update left out."""
+        seconds = time.perf_counter() - self.warm_at
+        return (self.env_steps - self.warm_steps) / seconds if seconds > 0 else 0.0
+
+    def close(self) -> None:
+        """Give back environments, log and directory."""
+        self.log.close()
+        self.envs.close()
+        self.directory.close()
+
+    def _take(self, metrics: torch.Tensor) -> None:
+        """Count an update and keep its metrics on the device, a first one that is not finite marked."""
+        self.update += 1
+        self._metric_sums += metrics
+        # explained_variance has a NaN of its own, where returns do not vary.
+        bad = ~torch.isfinite(metrics[[METRICS.index(m) for m in METRICS if m != "explained_variance"]]).all()
+        first = torch.where(bad, self.update, 0)
+        self._first_bad_update = torch.where(self._first_bad_update > 0, self._first_bad_update, first)
+
+    def _check_finite(self) -> None:
+        if bad := int(self._first_bad_update):
+            raise RunError(
+                f"the loss or its gradient is NaN or infinite since update {bad}; the last checkpoint in "
+                f"{self.directory.checkpoints} is from before. Try a lower --lr or --max-grad-norm."
+            )
+
+    def _log(self) -> None:
+        """Write the means since the last row; the one place beside checkpoints that waits for the device."""
+        self._check_finite()
+        config, episodes, updates = self.config, self.collector.episodes, self.update - self._logged_update
+        now, steps = time.perf_counter(), self.env_steps
+        fraction = steps / config.total_steps
+        total = sum(self.timer.seconds.values()) or 1.0
+        means = (self._metric_sums / max(updates, 1)).tolist()
+        improved = episodes.full and episodes.mean_return > (-math.inf if self.best_return is None else self.best_return)
+        if improved:
+            self._save_best()
+        self.log.write(
+            {
+                "env_steps": steps,
+                "update": self.update,
+                "wall_seconds": self.wall_seconds,
+                "sps": (steps - self._logged_steps) / max(now - self._logged_at, 1e-9),
+                "episode_return_mean": episodes.mean_return,
+                "episode_length_mean": episodes.mean_length,
+                "episodes": episodes.count,
+                **dict(zip(METRICS, means, strict=True)),
+                "lr": config.lr * schedule(config.lr_schedule, fraction),
+                "ent_coef": config.ent_coef * schedule(config.ent_schedule, fraction),
+                "best_return": self.best_return,
+                "eval_return_mean": self._eval_return,
+                **{f"{phase}_fraction": self.timer.seconds[phase] / total for phase in ("env", "act", "update")},
+            }
+        )
+        self._eval_return = None
+        self._metric_sums.zero_()
+        self._logged_update, self._logged_steps, self._logged_at = self.update, steps, now
+
+    def _evaluate(self) -> float:
+        envs = make_eval_envs(self.config, min(self.config.eval_episodes, 32), self.device)
+        try:
+            policy = Policy(self.model, self.spec, self.config, self.device, seed=self.config.seed)
+            return play(policy, envs, self.config.eval_episodes).mean_return
+        finally:
+            envs.close()
+
+    def _finish(self) -> None:
+        """The last row and the last checkpoint of a session."""
+        if self.update > self._logged_update:
+            self._log()
+        if self.best_return is None and self.collector.episodes.count:
+            self._save_best()
+        self._save()
+
+    def _save(self) -> None:
+        self._check_finite()
+        checkpoint.save(self.directory, self._state(), env_steps=self.env_steps)
+
+    def _save_best(self) -> None:
+        self.best_return = self.collector.episodes.mean_return
+        checkpoint.save_best(self.directory, self._state())
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds: tensors and plain values."""
+        return {
+            "config": to_plain(self.config),
+            "spec": self.spec.to_plain(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "env_steps": self.env_steps,
+            "update": self.update,
+            "resumes": self.resumes,
+            "wall_seconds": self.wall_seconds,
+            "episodes": self.collector.episodes.state_dict(),
+            "best_return": self.best_return,
+            "versions": versions(),
+        }
+
+    def _summary(self) -> dict[str, Any]:
+        seconds = {phase: self.timer.seconds[phase] for phase in PHASES}
+        other = time.perf_counter() - self.started - sum(seconds.values())
+        return {
+            "env": self.config.env,
+            "seed": self.config.seed,
+            "env_steps": self.env_steps,
+            "updates": self.update,
+            "episodes": self.collector.episodes.count,
+            "wall_seconds": self.wall_seconds,
+            "sps": self.sps,
+            "mean_return": self.collector.episodes.mean_return,
+            "best_return": self.best_return,
+            "phase_seconds": {**seconds, "other": max(other, 0.0)},
+            "versions": versions(),
+        }
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what a result depends on; None for what is not installed."""
+
+    def version(package: str) -> str | None:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    return {p: version(p) for p in ("fasta2c", "torch", "envpool", "gymnasium", "numpy")}
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this package runs from, or None for an installed one."""
+    checkout = Path(__file__).resolve().parent.parent
+    if not (checkout / ".git").exists():
+        return None
+    try:
+        return subprocess.check_output(
+            ["git", "-C", str(checkout), "rev-parse", "HEAD"], text=True, stderr=subprocess.DEVNULL
+        ).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _check_resumable(config: TrainConfig, saved: TrainConfig) -> None:
+    """Raise `UserError` where `config` changes what the saved run learns."""
+    old = to_dict(replace(saved, run_dir=config.run_dir, init_from=config.init_from))
+    changed = [name for name, value in to_dict(config).items() if value != old[name] and name not in RESUMABLE]
+    if changed:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+        raise UserError(
+            f"{flags} cannot change when a run is resumed; only "
+            f"{', '.join(sorted('--' + n.replace('_', '-') for n in RESUMABLE))} can. "
+            "Start a new run with --init-from to keep the parameters."
+        )
+    if config.total_steps < saved.total_steps:
+        raise UserError(f"--total-steps: a resumed run can only be made longer than its {saved.total_steps}.")

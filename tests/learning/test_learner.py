@@ -1,0 +1,130 @@
+"""One update: micro-batches add up, dummy rows do not matter, the clip comes before the step."""
+
+import math
+
+import pytest
+import torch
+
+from fasta2c.config import TrainConfig
+from fasta2c.envs.base import EnvSpec
+from fasta2c.learning.learner import METRICS, Learner, explained_variance
+from fasta2c.learning.optim import build_optimizer
+from fasta2c.models.actor_critic import ActorCritic
+from fasta2c.rollout.buffer import RolloutBuffer
+
+T, E = 5, 6
+SPEC = EnvSpec((3,), "float32", 1, 4)
+
+
+def rollout(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    buffer = RolloutBuffer(T, E, SPEC, torch.device("cpu"))
+    buffer.frames.normal_(generator=generator)
+    buffer.rewards_TE.normal_(generator=generator)
+    buffer.values_T1E.normal_(generator=generator)
+    buffer.actions_TE.random_(0, 4, generator=generator)
+    buffer.valid_TE.fill_(True)
+    return buffer
+
+
+def learner(samples=1024, **config):
+    settings = TrainConfig(**{"lr": 0.05, "optimizer": "rmsprop", **config})
+    torch.manual_seed(1)
+    model = ActorCritic(SPEC.frame_shape, SPEC.dtype, SPEC.num_actions, settings)
+    return model, Learner(model, build_optimizer(model, settings), settings, forward=model, samples=samples)
+
+
+def parameters_after(buffer, samples=1024, **config):
+    model, learn = learner(samples, **config)
+    metrics = learn.update(buffer, 0.0)
+    return torch.cat([p.detach().flatten() for p in model.parameters()]), metrics
+
+
+@pytest.mark.parametrize("samples", [1, 4, 6, 12, 13])
+@pytest.mark.parametrize("normalize_advantage", [False, True])
+def test_micro_batches_make_the_same_update(samples, normalize_advantage):
+    buffer = rollout()
+    buffer.truncated_TE[1, 2] = True
+    buffer.valid_TE[2, 2] = False
+    options = {"ent_coef": 0.1, "normalize_advantage": normalize_advantage, "optimizer": "rmsprop-tf"}
+    whole, metrics = parameters_after(buffer, **options)
+    split, split_metrics = parameters_after(buffer, samples, **options)
+    torch.testing.assert_close(whole, split, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(metrics, split_metrics, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("poison", [math.nan, 1e6, -1e6])
+@pytest.mark.parametrize("cause", ["terminated", "truncated"])
+@pytest.mark.parametrize("normalize_advantage", [False, True])
+def test_a_poisoned_dummy_row_moves_nothing(poison, cause, normalize_advantage):
+    def make(poisoned):
+        buffer = rollout()
+        (buffer.terminated_TE if cause == "terminated" else buffer.truncated_TE)[1, 2] = True
+        buffer.valid_TE[2, 2] = False
+        if poisoned:
+            buffer.rewards_TE[2, 2] = poison
+            buffer.actions_TE[2, 2] = 10**9
+            if cause == "terminated":
+                buffer.values_T1E[2, 2] = poison
+        return parameters_after(buffer, ent_coef=0.1, normalize_advantage=normalize_advantage)
+
+    (clean, clean_metrics), (dirty, dirty_metrics) = make(False), make(True)
+    assert torch.equal(clean, dirty) and torch.isfinite(clean).all()
+    assert torch.equal(clean_metrics, dirty_metrics)
+
+
+def test_losses_are_means_over_valid_rows():
+    """Environment 0 alone is valid: the update is that of a rollout that has no other."""
+    buffer = rollout()
+    buffer.valid_TE[:, 1:] = False
+    alone = RolloutBuffer(T, 1, SPEC, torch.device("cpu"))
+    for name in ("frames", "rewards_TE", "values_T1E", "actions_TE", "valid_TE"):
+        getattr(alone, name).copy_(getattr(buffer, name)[:, :1])
+    masked, masked_metrics = parameters_after(buffer, optimizer="rmsprop-tf")
+    single, single_metrics = parameters_after(alone, optimizer="rmsprop-tf")
+    torch.testing.assert_close(masked, single, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(masked_metrics, single_metrics, rtol=1e-5, atol=1e-5)
+
+
+def test_a_rollout_of_dummy_rows_alone_leaves_the_parameters():
+    buffer = rollout()
+    buffer.valid_TE.fill_(False)
+    model, learn = learner()
+    before = [p.detach().clone() for p in model.parameters()]
+    metrics = learn.update(buffer, 0.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert metrics[: METRICS.index("explained_variance")].tolist() == [0, 0, 0]
+
+
+def test_the_clip_comes_before_the_step():
+    """SGD-like arithmetic: with RMSprop-TF's first step, the move is bounded by lr * norm / sqrt(alpha)."""
+    buffer = rollout()
+    buffer.rewards_TE *= 1e4
+    model, learn = learner(optimizer="rmsprop-tf", max_grad_norm=1e-3, lr=1.0)
+    before = torch.cat([p.detach().flatten() for p in model.parameters()])
+    grad_norm = learn.update(buffer, 0.0)[METRICS.index("grad_norm")]
+    moved = (torch.cat([p.detach().flatten() for p in model.parameters()]) - before).norm()
+    assert grad_norm > 1.0
+    assert moved <= 1e-3 / math.sqrt(0.99) * 1.01
+
+
+def test_the_learning_rate_follows_its_schedule():
+    before, _ = learner(lr_schedule="linear")
+    model, learn = learner(lr_schedule="linear")
+    learn.update(rollout(), 1.0)
+    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), model.parameters(), strict=True))
+
+
+def test_the_critic_alone_learns_values_when_separate():
+    model, learn = learner(shared=False, vf_coef=0.0)
+    before = [p.detach().clone() for p in model.critic_parameters()]
+    learn.update(rollout(), 0.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.critic_parameters(), strict=True))
+
+
+def test_explained_variance_by_hand():
+    values, returns = torch.tensor([[1.0, 2.0], [3.0, 1e6]]), torch.tensor([[1.0, 3.0], [5.0, math.nan]])
+    valid = torch.tensor([[True, True], [True, False]])
+    # errors 0, 1, 2: variance 2/3; returns 1, 3, 5: variance 8/3
+    assert explained_variance(values, returns, valid).item() == pytest.approx(1 - (2 / 3) / (8 / 3))
+    assert math.isnan(explained_variance(values, torch.ones(2, 2), valid).item())

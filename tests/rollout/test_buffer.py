@@ -1,0 +1,67 @@
+"""The rollout's tensors: what is observed at each row, what is carried over, and chunks that cover it once."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fasta2c.envs.base import EnvSpec
+from fasta2c.rollout.buffer import RolloutBuffer
+
+CPU = torch.device("cpu")
+
+
+def ramp(value, num_envs):
+    """A frame [E, 1, 1, 1] that tells time and environment apart."""
+    return (torch.arange(num_envs) * 100 + value).to(torch.uint8).view(num_envs, 1, 1, 1)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 7])
+def test_stacks_reach_back_over_rollouts(num_steps):
+    """Frames 0, 1, 2, … of two environments: observation n is frames n-3 to n, clamped to the first."""
+    buffer = RolloutBuffer(num_steps, 2, EnvSpec((1, 1, 1), "uint8", 4, 2), CPU)
+    buffer.start(ramp(0, 2))
+    none = torch.zeros(2, dtype=torch.bool)
+    n = 0
+    for _ in range(4):
+        buffer.carry_over()
+        for t in range(num_steps):
+            seen = buffer.observations(slice(t, t + 1), slice(0, 2)).view(2, 4)
+            expected = [max(n - 3 + s, 0) for s in range(4)]
+            assert seen.tolist() == [expected, [100 + x for x in expected]]
+            n += 1
+            buffer.add_frames(t, ramp(n, 2), none)
+
+
+def test_a_fill_hides_what_was_before():
+    buffer = RolloutBuffer(3, 2, EnvSpec((1, 1, 1), "uint8", 4, 2), CPU)
+    buffer.start(ramp(0, 2))
+    buffer.carry_over()
+    for t, first in enumerate(([0, 0], [0, 1], [0, 0])):
+        buffer.add_frames(t, ramp(t + 1, 2), torch.tensor(first).bool())
+    seen = buffer.observations(slice(0, 4), slice(0, 2)).view(4, 2, 4)
+    assert seen[:, 0].tolist() == [[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 2], [0, 1, 2, 3]]
+    assert seen[:, 1].tolist() == [[100] * 4, [100, 100, 100, 101], [102] * 4, [102, 102, 102, 103]]
+
+
+def test_vectors_are_not_copied():
+    buffer = RolloutBuffer(3, 2, EnvSpec((5,), "float32", 1, 2), CPU)
+    seen = buffer.observations(slice(0, 2), slice(0, 2))
+    assert seen.shape == (4, 5) and seen.data_ptr() == buffer.frames.data_ptr()
+
+
+def test_a_slice_of_environments_sees_its_own_frames():
+    buffer = RolloutBuffer(1, 3, EnvSpec((1, 1, 1), "uint8", 4, 2), CPU)
+    buffer.start(torch.tensor([1, 2, 3], dtype=torch.uint8).view(3, 1, 1, 1))
+    buffer.carry_over()
+    assert buffer.observations(slice(0, 1), slice(1, 3)).view(2, 4).tolist() == [[2] * 4, [3] * 4]
+
+
+@given(T=st.integers(1, 12), E=st.integers(1, 12), samples=st.integers(1, 200))
+def test_chunks_cover_every_sample_once(T, E, samples):
+    buffer = RolloutBuffer(T, E, EnvSpec((1,), "float32", 1, 2), CPU)
+    counted = torch.zeros(T, E)
+    for rows, envs in buffer.chunks(samples):
+        counted[rows, envs] += 1
+        assert counted[rows, envs].numel() <= samples
+    assert (counted == 1).all()
