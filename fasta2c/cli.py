@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -19,7 +20,7 @@ import fasta2c
 from fasta2c.config import Range, TrainConfig, from_plain, load_preset, read_config
 from fasta2c.errors import Fasta2cError, Stopped, UserError, did_you_mean
 
-# torch, EnvPool and tyro are imported where they are used: an overview, a version or a misspelt flag needs none of them.
+# torch, EnvPool and tyro are imported where they are used: an overview or a misspelt flag needs none of them.
 if TYPE_CHECKING:
     from tyro.constructors import ConstructorRegistry
 
@@ -33,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _dispatch(list(sys.argv[1:] if argv is None else argv))
         finally:
             sys.stdout.flush()
+    except SystemExit as leaving:  # tyro, having shown --help
+        return leaving.code if isinstance(leaving.code, int) else 0
     except Stopped as error:
         return _tell(str(error), error.exit_code)
     except Fasta2cError as error:
@@ -47,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _tell("error: out of memory; use fewer --num-envs or --num-steps.", 1)
     except OSError as error:
-        return _tell(f"error: {error}", 1)
+        # Only a name that the user wrote can be too long.
+        return _tell(f"error: {error}", 2 if error.errno == errno.ENAMETOOLONG else 1)
     except RuntimeError as error:
         if re.search("out of memory|allocate memory", str(error)):  # torch's own words
             return _tell("error: out of memory; use fewer --num-envs or --num-steps, or a smaller --micro-batch.", 1)
@@ -57,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _tell(message: str, code: int) -> int:
     """Print `message` to stderr as one line, whatever is in it, and return `code`."""
-    line = " ".join(message.split("\n"))
+    line = " ".join((message if len(message) <= 1000 else f"{message[:700]} … {message[-290:]}").split("\n"))
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in line)
     with contextlib.suppress(OSError):
         print(f"fasta2c: {shown}", file=sys.stderr, flush=True)
@@ -116,7 +120,7 @@ def _train(argv: list[str]) -> None:
     origins = {name: g.flag for name, g in given.items()}
     with _errors_named(origins):
         base = _base_config(given, origins)
-        flags = _parse(_TrainFlags, "train", argv, given, default=_TrainFlags(settings=base), env_kwargs=base.env_kwargs)
+        flags = _parse(_TrainFlags, "train", argv, given, _TrainFlags(settings=base), env_kwargs=base.env_kwargs)
         from fasta2c.trainer import train
 
         config = flags.settings
@@ -252,7 +256,7 @@ def _scan(argv: Sequence[str], cls: type) -> dict[str, _Given]:
     base configuration is needed before that work.
 
     Raises:
-        UserError: a flag that is unknown (the nearest named) or repeated, or has an empty value or one too many.
+        UserError: a flag that is unknown (the nearest named), repeated, or has no value, an empty one, one too many.
     """
     fields = {k: hint for k, hint in _fields(cls).items() if not _is_positional(cls, k)}
     known = {_flag(name): (name, hint) for name, hint in fields.items()}
@@ -274,11 +278,11 @@ def _scan(argv: Sequence[str], cls: type) -> dict[str, _Given]:
         if name in given:
             raise UserError(f"{flag} is given more than once.")
         if equals and hint is bool:
-            raise UserError(f"{flag} takes no value; write --{flag[2:].removeprefix('no-')} or --no-{name}.".replace("_", "-"))
+            raise UserError(f"{flag} takes no value; write {_flag(name)} or --no-{_flag(name)[2:]}.")
         last = given[name] = _Given(flag, [value] if equals else [])
     for name, found in given.items():
-        if fields[name] is not bool and found.value == "":
-            raise UserError(f"{found.flag}: its value is empty.")
+        if fields[name] is not bool and not found.value:
+            raise UserError(f"{found.flag}: its value is {'missing' if found.value is None else 'empty'}.")
     return given
 
 
@@ -292,8 +296,8 @@ def _parse(
     verb: str,
     argv: Sequence[str],
     given: Mapping[str, _Given],
-    *,
     default: T | None = None,
+    *,
     env_kwargs: Mapping[str, Any] | None = None,
 ) -> T:
     """An instance of `cls` from `argv`, unset fields taken from `default`; --help prints and exits."""
@@ -330,16 +334,12 @@ def _reason(event: Any, tokens: Mapping[str, list[str]]) -> str:
     if isinstance(event, _errors.InvalidChoice):
         hint = did_you_mean(event.value, event.choices)
         return f"{_spelling(event.argument)}: {event.value!r} is not one of {', '.join(event.choices)}.{hint}"
-    if isinstance(event, _errors.BadValue):
-        return f"{_spelling(event.argument)}: a value is missing ({event.argument.lowered.metavar})."
     if isinstance(event, _errors.InstantiationFailure) and event.argument is not None:
         flag, metavar = _spelling(event.argument), str(event.argument.lowered.metavar)
-        value = " ".join(tokens.get(flag, []))
-        for kind, words in (("FLOAT", "a number"), ("INT", "a whole number")):
-            if kind in metavar:
-                several = "whole numbers separated by spaces" if "..." in metavar else words
-                return f"{flag}: {_short(value)} is not {several}."
-        return f"{flag}: {event.message}"
+        value = _short(" ".join(tokens.get(flag, [])[: None if "..." in metavar else 1]))
+        kinds = {"...": "whole numbers separated by spaces", "FLOAT": "a number", "INT": "a whole number"}
+        kind = next((words for mark, words in kinds.items() if mark in metavar), None)
+        return f"{flag}: {value} is not {kind}." if kind else f"{flag}: {event.message}"
     return f"the command line cannot be read ({type(event).__name__}); see {event.prog} --help."
 
 

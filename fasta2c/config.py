@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,16 +33,19 @@ class Range:
     def holds(self, value: float) -> bool:
         """Whether `value` is finite and inside the bounds."""
         over = value > self.low if self.above else value >= self.low
-        return over and value <= self.high and abs(value) != math.inf
+        # Not `!= inf`: a whole number too large for a float is finite, and comes to grief later.
+        return over and value <= self.high and abs(value) <= sys.float_info.max
 
     def __str__(self) -> str:
+        low, high = (f"{bound:,}" for bound in (self.low, self.high))
         if self.high == math.inf:
-            return "a finite number" if self.low == -math.inf else f"{'above' if self.above else 'at least'} {self.low:g}"
-        return f"{'above' if self.above else 'from'} {self.low:g} {'and at most' if self.above else 'to'} {self.high:g}"
+            return f"finite and {'above' if self.above else 'at least'} {low}"
+        return f"{'above' if self.above else 'from'} {low} {'and at most' if self.above else 'to'} {high}"
 
 
-Count = Annotated[int, Range(1)]
-Whole = Annotated[int, Range(0)]
+# The upper bounds are where EnvPool's and torch's integers end; what fits in memory is less.
+Count = Annotated[int, Range(1, 2**31 - 1)]
+Whole = Annotated[int, Range(0, 2**31 - 1)]
 Unit = Annotated[float, Range(0, 1)]
 NonNegative = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(0, above=True)]
@@ -61,9 +64,9 @@ class TrainConfig:
     """E: environments stepped together."""
     num_steps: Count = 8
     """T: rows of one rollout; one update is made of T x E rows."""
-    total_steps: Count = 1_000_000
+    total_steps: Annotated[int, Range(1, 2**53)] = 1_000_000
     """Length of the run in env steps (reset rows do not count)."""
-    seed: Whole = 0
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Seed of environments, parameters and sampling."""
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda or cuda:N."""
@@ -138,10 +141,10 @@ class TrainConfig:
         return self
 
     def __post_init__(self) -> None:
-        for name, hint in _hints(type(self)).items():
+        for name, hint in _hints().items():
             _check(name, getattr(self, name), hint)
         if not (self.device in ("auto", "cpu", "cuda") or _is_cuda_index(self.device)):
-            raise UserError(f"device: {self.device!r} is not one of auto, cpu, cuda, cuda:N.")
+            raise UserError(f"device: {_show(self.device)} is not one of auto, cpu, cuda, cuda:N.")
         if not self.env.strip():
             raise UserError("env: an environment id is needed, such as Atari/Pong.")
 
@@ -190,7 +193,7 @@ def from_plain(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     Raises:
         UserError: an unknown key (the nearest named) or a value of the wrong type, with its full path.
     """
-    hints = _hints(TrainConfig)
+    hints = _hints()
     arguments: dict[str, Any] = {}
     for key, value in values.items():
         if key not in hints:
@@ -260,21 +263,21 @@ def load_preset(family: str, name: str) -> dict[str, Any]:
 
 def preset_folder() -> Path:
     """Where the presets are: the installed `fasta2c.configs`, or the folder beside the package in a checkout."""
-    try:
-        return Path(str(resources.files("fasta2c.configs")))
-    except ModuleNotFoundError:
-        return Path(__file__).resolve().parent.parent / "configs"
+    # Not by importlib.resources: `configs` is a namespace package, whose path there is no path of the file system.
+    package = Path(__file__).resolve().parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls, include_extras=True)
-    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+def _hints() -> dict[str, Any]:
+    """Annotations of `TrainConfig` by field."""
+    return typing.get_type_hints(TrainConfig, include_extras=True)
 
 
 def _is_cuda_index(device: str) -> bool:
     kind, _, index = device.partition(":")
-    return kind == "cuda" and index.isdecimal()
+    return kind == "cuda" and index.isascii() and index.isdecimal() and len(index) < 4
 
 
 def _accepts(hint: Any, kind: type) -> bool:
@@ -287,8 +290,17 @@ def _accepts(hint: Any, kind: type) -> bool:
 
 def _kind(value: Any) -> str:
     names = {str: "text", bool: "true/false", int: "a whole number", float: "a number", dict: "a mapping"}
-    names |= {list: "a list", tuple: "a list", type(None): "nothing"}
+    names |= {Path: "a path", type(Path()): "a path", list: "a list", tuple: "a list", type(None): "nothing"}
     return names.get(type(value), type(value).__name__)
+
+
+def _show(value: Any) -> str:
+    """`value` for a message, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no whole numbers of thousands of digits
+        return "a huge number"
+    return text if len(text) <= 60 else f"{text[:40]}…{text[-15:]}"
 
 
 def _check(name: str, value: Any, hint: Any) -> None:
@@ -298,34 +310,37 @@ def _check(name: str, value: Any, hint: Any) -> None:
         _check(name, value, options[0])
         for bounds in options[1:]:
             if isinstance(bounds, Range) and not bounds.holds(value):
-                raise UserError(f"{name}: {value} is out of range; it must be {bounds}.")
+                raise UserError(f"{name}: {_show(value)} is out of range; it must be {bounds}.")
     elif origin in (typing.Union, types.UnionType):
         if value is not None:
             _check(name, value, next(o for o in options if o is not type(None)))
     elif origin is Literal:
-        if value not in options:
-            raise UserError(f"{name}: {value!r} is not one of {', '.join(options)}.{did_you_mean(str(value), options)}")
+        if not isinstance(value, str) or value not in options:
+            hint = did_you_mean(value, options) if isinstance(value, str) else ""
+            raise UserError(f"{name}: {_show(value)} is not one of {', '.join(options)}.{hint}")
     elif origin is tuple:
         if not isinstance(value, tuple):
-            raise UserError(f"{name}: expected a list, found {_kind(value)} ({value!r}).")
+            raise UserError(f"{name}: expected a list, found {_kind(value)} ({_show(value)}).")
         for item in value:
             _check(name, item, options[0])
     elif origin is dict:
         if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
-            raise UserError(f'{name}: expected a mapping such as {{"frame_skip": 4}}, found {_kind(value)} ({value!r}).')
+            raise UserError(
+                f"{name}: expected a mapping such as {{frame_skip: 4}}, found {_kind(value)} ({_show(value)})."
+            )
     elif hint is float:
         if isinstance(value, str) and _reads_as_number(value):
             raise UserError(
-                f"{name}: {value!r} is text to YAML, not a number; write a point before the exponent, "
+                f"{name}: {_show(value)} is text to YAML, not a number; write a point before the exponent, "
                 f"as in {_with_point(value)}."
             )
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UserError(f"{name}: expected a number, found {_kind(value)} ({value!r}).")
+            raise UserError(f"{name}: expected a number, found {_kind(value)} ({_show(value)}).")
     elif hint is int:
         if isinstance(value, bool) or not isinstance(value, int):
-            raise UserError(f"{name}: expected a whole number, found {_kind(value)} ({value!r}).")
+            raise UserError(f"{name}: expected a whole number, found {_kind(value)} ({_show(value)}).")
     elif not isinstance(value, hint):
-        raise UserError(f"{name}: expected {_kind(hint())}, found {_kind(value)} ({value!r}).")
+        raise UserError(f"{name}: expected {_kind(hint())}, found {_kind(value)} ({_show(value)}).")
 
 
 def _reads_as_number(text: str) -> bool:

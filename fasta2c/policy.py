@@ -100,7 +100,7 @@ def load_policy(path: str | Path, *, checkpoint_name: str = "latest", device: st
     """
     file = checkpoint.resolve(Path(path), checkpoint_name)
     target = accel.resolve_device(device)
-    state = checkpoint.load(file, map_location=target)
+    state = checkpoint.load(file)
     config = TrainConfig(**from_plain(state["config"], str(file)))
     spec = EnvSpec.from_plain(state["spec"])
     model = build_model(spec, config, target)

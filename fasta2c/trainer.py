@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
-import subprocess
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from fasta2c.run import checkpoint
 from fasta2c.run.directory import RunDirectory
 from fasta2c.run.metrics import MetricsLog
 from fasta2c.run.progress import Progress
+from fasta2c.run.provenance import commit, versions
 from fasta2c.run.signals import SignalWatch
 from fasta2c.timing import PhaseTimer
 
@@ -75,15 +75,21 @@ class Trainer:
     """Everything a run is made of, built from its configuration or from its last checkpoint."""
 
     def __init__(self, config: TrainConfig, resume: Path | None = None) -> None:
+        with ExitStack() as resources:
+            self._build(config, resume, resources)
+            self._resources = resources.pop_all()
+
+    def _build(self, config: TrainConfig, resume: Path | None, resources: ExitStack) -> None:
+        """Put everything together; what has to be closed goes into `resources`. Files come last."""
+        self.config = config
         self.device = accel.resolve_device(config.device)
         state: dict[str, Any] | None = None
-        self.directory: RunDirectory | None = None
         if resume is not None:
             self.directory = RunDirectory.open(resume, lock=True)
+            resources.callback(self.directory.close)
             file = checkpoint.resolve(resume)
-            state = checkpoint.load(file, map_location=self.device)
+            state = checkpoint.load(file)
             _check_resumable(config, TrainConfig(**from_plain(state["config"], str(file))))
-        self.config = config
         self.update = state["update"] if state else 0
         self.resumes = state["resumes"] + 1 if state else 0
         self.wall_before = state["wall_seconds"] if state else 0.0
@@ -96,6 +102,7 @@ class Trainer:
         self.envs = make_host_envs(
             env_id, config.num_envs, seeds=seeds, options=config.env_kwargs, num_threads=config.env_threads
         )
+        resources.callback(self.envs.close)
         self.spec = self.envs.spec
         self.model = build_model(self.spec, config, self.device)
         self.optimizer = build_optimizer(self.model, config)
@@ -112,17 +119,19 @@ class Trainer:
         if state:
             load_parameters(self.model, state["model"], resume or Path())
             self.optimizer.load_state_dict(state["optimizer"])
-            self.generator.set_state(state["generator"].cpu())
+            self.generator.set_state(state["generator"])
             self.collector.env_steps = state["env_steps"]
             self.collector.episodes.load_state_dict(state["episodes"])
         elif config.init_from is not None:
             file = checkpoint.resolve(config.init_from)
-            load_parameters(self.model, checkpoint.load(file, map_location=self.device)["model"], file)
-        if self.directory is None:
+            load_parameters(self.model, checkpoint.load(file)["model"], file)
+        if state is None:
             self.directory = RunDirectory.create(config.run_dir, env=config.env, seed=config.seed)
-        self.log = MetricsLog(self.directory.path, resume_at=self.collector.env_steps if state else None)
+            resources.callback(self.directory.close)
         plain = {k: v for k, v in to_plain(config).items() if k not in ("run_dir", "init_from")}
-        self.directory.write_config({**plain, "versions": versions(), "commit": _commit()})
+        self.directory.write_config({**plain, "versions": versions(), "commit": commit()})
+        self.log = MetricsLog(self.directory.path, resume_at=self.env_steps if state else None)
+        resources.callback(self.log.close)
 
         self._metric_sums = torch.zeros(len(METRICS), device=self.device)
         self._first_bad_update = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -196,9 +205,7 @@ class Trainer:
 
     def close(self) -> None:
         """Give back environments, log and directory."""
-        self.log.close()
-        self.envs.close()
-        self.directory.close()
+        self._resources.close()
 
     def _take(self, metrics: torch.Tensor) -> None:
         """Count an update and keep its metrics on the device, a first one that is not finite marked."""
@@ -224,8 +231,8 @@ class Trainer:
         fraction = steps / config.total_steps
         total = sum(self.timer.seconds.values()) or 1.0
         means = (self._metric_sums / max(updates, 1)).tolist()
-        improved = episodes.full and episodes.mean_return > (-math.inf if self.best_return is None else self.best_return)
-        if improved:
+        best = -math.inf if self.best_return is None else self.best_return
+        if episodes.full and (episodes.mean_return or 0.0) > best:
             self._save_best()
         self.log.write(
             {
@@ -305,31 +312,6 @@ class Trainer:
             "phase_seconds": {**seconds, "other": max(other, 0.0)},
             "versions": versions(),
         }
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of what a result depends on; None for what is not installed."""
-
-    def version(package: str) -> str | None:
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            return None
-
-    return {p: version(p) for p in ("fasta2c", "torch", "envpool", "gymnasium", "numpy")}
-
-
-def _commit() -> str | None:
-    """The commit of the checkout this package runs from, or None for an installed one."""
-    checkout = Path(__file__).resolve().parent.parent
-    if not (checkout / ".git").exists():
-        return None
-    try:
-        return subprocess.check_output(
-            ["git", "-C", str(checkout), "rev-parse", "HEAD"], text=True, stderr=subprocess.DEVNULL
-        ).strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _check_resumable(config: TrainConfig, saved: TrainConfig) -> None:

@@ -60,7 +60,7 @@ class GymnasiumEnvs:
 
     def reset(self) -> NDArray[Any]:
         """Start every episode anew, from the seeds the first time; returns the first observations [E, ...]."""
-        observations, _ = self._envs.reset(seed=self.seeds)
+        observations, _ = self._envs.reset(seed=self.seeds)  # type: ignore[arg-type]  # a list is taken too
         self._previous_done = np.zeros(self.num_envs, dtype=np.bool_)
         return observations.astype(self._dtype, copy=False)
 
@@ -106,7 +106,7 @@ def _find(backend_id: str) -> gymnasium.envs.registration.EnvSpec:
 def _check_options(
     backend_id: str, registered: gymnasium.envs.registration.EnvSpec, options: dict[str, Any]
 ) -> None:
-    entry = registered.entry_point
+    entry: Any = registered.entry_point
     if isinstance(entry, str):
         try:
             entry = gymnasium.envs.registration.load_env_creator(entry)

@@ -75,10 +75,11 @@ class MLP(nn.Module):
     def __init__(self, shape: tuple[int, ...], hidden_sizes: Sequence[int], activation: str, *, scale: float) -> None:
         super().__init__()
         self._scale = scale
+        nonlinearity = {"tanh": nn.Tanh, "relu": nn.ReLU}[activation]
         layers: list[nn.Module] = []
         width = math.prod(shape)
         for size in hidden_sizes:
-            layers += [orthogonal(nn.Linear(width, size), math.sqrt(2)), {"tanh": nn.Tanh, "relu": nn.ReLU}[activation]()]
+            layers += [orthogonal(nn.Linear(width, size), math.sqrt(2)), nonlinearity()]
             width = size
         self.layers = nn.Sequential(*layers)
         self.features = width

@@ -61,7 +61,8 @@ class RolloutBuffer:
     def carry_over(self) -> None:
         """Make the last observation of this rollout the first of the next."""
         for kept in (self.frames, self.fills):
-            kept[: self.stack] = kept[self.num_steps :].clone() if self.num_steps < self.stack else kept[self.num_steps :]
+            last = kept[self.num_steps :]
+            kept[: self.stack] = last.clone() if self.num_steps < self.stack else last  # the two may overlap
 
     def chunks(self, samples: int) -> Iterator[Chunk]:
         """Rectangles of at most `samples` samples (at least one) that cover the rollout once."""

@@ -79,7 +79,7 @@ class Collector:
         """Logits [E, A] and values [E] of observation t."""
         parts = [self._model(self._buffer.observations(slice(t, t + 1), envs)) for envs in self._slices]
         if len(parts) == 1:
-            return parts[0]  # type: ignore[no-any-return]
+            return parts[0]
         logits, values = zip(*parts, strict=True)
         return torch.cat(logits), torch.cat(values)
 

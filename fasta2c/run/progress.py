@@ -15,7 +15,7 @@ PLAIN_SECONDS = 5.0
 
 
 class Progress:
-    """Shows progress on `stream` (stderr unless given) inside a `with`; if that fails, the display ends and the run not.
+    """Shows progress on `stream` (stderr unless given) inside a `with`; its failure ends the display, not the run.
 
     Args:
         total_steps: where the work ends.
@@ -141,18 +141,16 @@ def _open_display(stream: TextIO, total: int) -> Any:
     """rich's live display; drawn by our own calls only, for in a thread of its own its errors could not be caught."""
     from rich import progress  # imported late: only a terminal needs it
     from rich.console import Console
+    from rich.table import Column
 
     class PipeConsole(Console):
         def on_broken_pipe(self) -> None:  # rich would end the process
             raise BrokenPipeError
 
-    display = progress.Progress(
-        progress.BarColumn(bar_width=20),
-        progress.TextColumn("{task.description}", markup=False),
-        console=PipeConsole(file=stream, force_terminal=True),
-        auto_refresh=False,
-        redirect_stdout=False,
-    )
+    console = PipeConsole(file=stream, force_terminal=True)
+    text = progress.TextColumn("{task.description}", markup=False, table_column=Column())  # wraps rather than is cut
+    columns = (progress.BarColumn(bar_width=20), text) if console.width >= 110 else (text,)
+    display = progress.Progress(*columns, console=console, auto_refresh=False, redirect_stdout=False)
     display.add_task("", total=max(total, 1))
     return display
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -78,7 +79,7 @@ def test_latest_is_a_copy_where_links_are_not_supported(run: RunDirectory, monke
 
     checkpoint.save(run, state(1), env_steps=1)
     assert run.latest.samefile(run.checkpoints / "step_1.pt")
-    monkeypatch.setattr(checkpoint.os, "link", unsupported)
+    monkeypatch.setattr(os, "link", unsupported)
     checkpoint.save(run, state(2), env_steps=2)
     assert not run.latest.samefile(run.checkpoints / "step_2.pt")
     assert checkpoint.load(run.latest)["env_steps"] == 2
@@ -153,8 +154,8 @@ def test_a_disk_that_fills_up_at_latest_is_a_run_error(run: RunDirectory, monkey
     def full(source: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "link", full)
-    monkeypatch.setattr(checkpoint.shutil, "copyfile", full)
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(RunError, match="No space left"):
         checkpoint.save(run, state(2), env_steps=2)
     assert checkpoint.load(run.latest)["env_steps"] == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -39,12 +40,12 @@ def refused(path: Path) -> str:
 def test_default_path_is_env_time_and_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     at = (2024, 3, 5, 14, 7, 9, 1, 65, 0)
     real = time.strftime
-    monkeypatch.setattr(module.time, "strftime", lambda form: real(form, at))
+    monkeypatch.setattr(time, "strftime", lambda form: real(form, at))
     assert create().path == Path("runs/Atari/Pong/20240305-140709-s7")
 
 
 def test_runs_of_one_second_get_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.time, "strftime", lambda form: "now")
+    monkeypatch.setattr(time, "strftime", lambda form: "now")
     assert [create().path.name for _ in range(3)] == ["now-s7", "now-s7-2", "now-s7-3"]
 
 
@@ -138,7 +139,8 @@ def test_a_second_run_in_the_folder_is_refused_until_the_first_closes() -> None:
 def test_the_lock_dies_with_its_process() -> None:
     code = (
         "import os; from pathlib import Path; from fasta2c.run.directory import RunDirectory\n"
-        "run = RunDirectory.create(Path('r'), env='x', seed=0); run.write_config({'a': 1}); print('ready', flush=True)\n"
+        "run = RunDirectory.create(Path('r'), env='x', seed=0); run.write_config({'a': 1})\n"
+        "print('ready', flush=True)\n"
         "input()"
     )
     root = str(Path(module.__file__).parents[2])
@@ -157,7 +159,7 @@ def test_a_filesystem_without_locks_is_usable(monkeypatch: pytest.MonkeyPatch) -
     def unsupported(descriptor: int, operation: int) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(module.fcntl, "flock", unsupported)
+    monkeypatch.setattr(fcntl, "flock", unsupported)
     create(Path("r")).close()
 
 
@@ -174,12 +176,13 @@ def test_open_wants_a_run() -> None:
 
 def test_config_and_summary_round_trip() -> None:
     run = create(Path("r"))
-    values = {"env": "Atari/Pong", "lr": 7e-4, "optimizer_eps": 1e-5, "hidden_sizes": [64, 64], "name": "ü", "none": None}
+    values = {"env": "Atari/Pong", "optimizer_eps": 1e-5, "hidden_sizes": [64, 64], "name": "ü", "none": None}
     run.write_config(values)
     assert yaml.safe_load(run.config_file.read_text()) == values
     assert list(yaml.safe_load(run.config_file.read_text())) == list(values)
     run.write_summary({"a": math.nan, "b": [math.inf, 1.5], "c": {"d": -math.inf}, "e": (1, "x", None)})
-    assert json.loads(run.summary_file.read_text()) == {"a": None, "b": [None, 1.5], "c": {"d": None}, "e": [1, "x", None]}
+    expected = {"a": None, "b": [None, 1.5], "c": {"d": None}, "e": [1, "x", None]}
+    assert json.loads(run.summary_file.read_text()) == expected
 
 
 def test_a_full_disk_is_a_run_error_and_the_old_file_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +192,7 @@ def test_a_full_disk_is_a_run_error_and_the_old_file_stays(monkeypatch: pytest.M
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RunError, match=r"summary.json cannot be written \(No space left"):
         run.write_summary({"new": 2})
     assert json.loads(run.summary_file.read_text()) == {"old": 1}
@@ -202,7 +205,7 @@ def test_an_interrupt_while_writing_leaves_the_old_file(monkeypatch: pytest.Monk
     def interrupt(source: Path, target: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.os, "replace", interrupt)
+    monkeypatch.setattr(os, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_atomically(Path("f"), b"new")
     assert os.listdir() == ["f"] and Path("f").read_bytes() == b"old"

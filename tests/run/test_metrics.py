@@ -79,12 +79,16 @@ def test_every_column_and_tag(tmp_path: Path) -> None:
 
 def test_unknown_numbers_are_empty_cells_and_no_points(tmp_path: Path) -> None:
     written = MetricsLog(tmp_path)
-    written.write({"env_steps": 3_000_000_000, "lr": 7e-4, "policy_loss": math.nan, "best_return": None, "sps": math.inf})
+    unknown = {"policy_loss": math.nan, "best_return": None}
+    written.write({"env_steps": 3_000_000_000, "lr": 7e-4, "sps": math.inf, **unknown})
     (row,) = rows(tmp_path)  # on disk before close
     assert {k: v for k, v in row.items() if v} == {"env_steps": "3000000000", "lr": "0.0007", "sps": "inf"}
-    written.close()
     assert set(board(tmp_path).Tags()["scalars"]) == {"optim/lr", "time/sps"}
-    assert points(tmp_path, "optim/lr") == [(3_000_000_000, pytest.approx(7e-4))]
+    ((step, lr),) = points(tmp_path, "optim/lr")
+    assert step == 3_000_000_000 and lr == pytest.approx(7e-4)
+    written.write({"env_steps": 3_000_000_001, "lr": 1.0})
+    assert len(points(tmp_path, "optim/lr")) == 2
+    written.close()
 
 
 def test_mistakes_in_the_row_are_errors(tmp_path: Path) -> None:

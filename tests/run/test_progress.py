@@ -153,7 +153,7 @@ def test_a_closed_stream_ends_the_display_only(clock: Clock) -> None:
 
 def test_a_live_display_four_times_a_second(clock: Clock, terminal: Terminal) -> None:
     before = sys.stderr
-    with Progress(1000, stream=terminal.stream) as shown:
+    with Progress(1000, description="[b]x", stream=terminal.stream) as shown:
         terminal.shown()
         seen = []
         for tick in range(9):
@@ -161,13 +161,20 @@ def test_a_live_display_four_times_a_second(clock: Clock, terminal: Terminal) ->
             shown.update(tick, sps=2.0, episode_return=3.5)
             seen.append(terminal.shown())
         assert [tick for tick, text in enumerate(seen) if text] == [0, 2, 4, 6, 8]
-        assert "train: 8 / 1,000 env steps (1%), 2/s, return 3.5, 8:16 left" in seen[8]
+        assert "[b]x: 8 / 1,000 env steps (1%), 2/s, return 3.5, 8:16 left" in seen[8]
         shown.say("[bold]a line")
         above = terminal.shown()
-        assert above.index("[bold]a line") < above.index("train: 8 /"), "the display is drawn again below"
+        assert above.index("[bold]a line") < above.index("[b]x: 8 /"), "the display is drawn again below"
         shown.update(9, sps=2.0, episode_return=3.5)
-    assert "train: 9 / 1,000" in terminal.shown()
+    assert "[b]x: 9 / 1,000" in terminal.shown()
     assert sys.stderr is before
+
+
+def test_80_columns_show_the_time_left(clock: Clock, terminal: Terminal) -> None:
+    fcntl.ioctl(terminal.stream, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    with Progress(10_000_000, stream=terminal.stream) as shown:
+        shown.update(1_234_567, sps=2345.0, episode_return=-21.5)
+        assert terminal.shown().split()[-5:] == ["2,345/s,", "return", "-21.5,", "1:02:17", "left"]
 
 
 def test_a_dumb_terminal_gets_lines(clock: Clock, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,6 @@ def test_a_signal_is_noted_and_the_handler_given_back(signum: signal.Signals) ->
 
     signal.signal(signum, mine)
     with SignalWatch() as watch:
-        assert watch.received is None
         os.kill(os.getpid(), signum)
         assert watch.received == signum
     assert signal.getsignal(signum) is mine
@@ -41,7 +40,6 @@ def test_the_first_signal_counts() -> None:
     with SignalWatch() as watch:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGTERM)
         assert watch.received == signal.SIGTERM
 
 

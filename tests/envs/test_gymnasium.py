@@ -1,0 +1,103 @@
+"""Gymnasium's environments under the row contract, and a user's own by `gymnasium:module:ID`."""
+
+import sys
+
+import gymnasium
+import numpy as np
+import pytest
+
+from fasta2c.envs.gymnasium import GymnasiumEnvs
+from fasta2c.envs.ids import resolve
+from fasta2c.errors import UserError
+
+
+class Counter(gymnasium.Env):
+    """Observes how many steps it has taken; ends after `length` of them by its own rules."""
+
+    action_space = gymnasium.spaces.Discrete(2, start=5)
+
+    def __init__(self, length: int = 3, dtype: str = "float64"):
+        self.length = length
+        self.observation_space = gymnasium.spaces.Box(0, 99, (1,), np.dtype(dtype).type)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(1, self.observation_space.dtype), {}
+
+    def step(self, action):
+        assert action in (5, 6)
+        self.steps += 1
+        return np.full(1, self.steps, self.observation_space.dtype), float(action), self.steps == self.length, False, {}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registered():
+    gymnasium.register("test_gymnasium/Counter-v0", entry_point=Counter)
+    gymnasium.register("test_gymnasium/Cut-v0", entry_point=Counter, max_episode_steps=2)
+    yield
+    for name in ("Counter", "Cut"):
+        gymnasium.registry.pop(f"test_gymnasium/{name}-v0")
+
+
+def make(env_id, num_envs=2, **options):
+    return GymnasiumEnvs(resolve(f"gymnasium:{env_id}"), num_envs, seeds=list(range(num_envs)), options=options)
+
+
+def test_next_step_autoreset_and_shifted_actions():
+    envs = make("test_gymnasium/Counter-v0")
+    assert envs.reset().tolist() == [[0], [0]]
+    rows = [envs.step(np.array([0, 1])) for _ in range(5)]
+    assert [r.observations[0, 0] for r in rows] == [1, 2, 3, 0, 1]
+    assert [r.rewards.tolist() for r in rows] == [[5, 6]] * 3 + [[0, 0], [5, 6]]
+    assert [r.terminated[0] for r in rows] == [False, False, True, False, False]
+    assert [r.valid[0] for r in rows] == [True, True, True, False, True]
+    assert [r.first[0] for r in rows] == [False, False, False, True, False]
+    assert [r.game_over[0] for r in rows] == [False, False, True, False, False]
+    assert rows[0].observations.dtype == np.float32 and rows[0].rewards.dtype == np.float32
+
+
+def test_a_time_limit_truncates_at_the_true_last_observation():
+    rows = []
+    envs = make("test_gymnasium/Cut-v0")
+    envs.reset()
+    rows = [envs.step(np.array([0, 0])) for _ in range(3)]
+    assert rows[1].truncated.all() and not rows[1].terminated.any() and rows[1].observations[0, 0] == 2
+    assert not rows[2].valid.any()
+
+
+def test_options_are_checked_against_the_constructor():
+    assert make("test_gymnasium/Counter-v0", length=7).options == {"length": 7}
+    with pytest.raises(UserError, match="Did you mean length"):
+        make("test_gymnasium/Counter-v0", lenght=7)
+    limited = make("test_gymnasium/Counter-v0", max_episode_steps=1)
+    limited.reset()
+    assert limited.step(np.array([0, 0])).truncated.all()
+
+
+def test_a_module_of_the_users_is_imported_first(tmp_path, monkeypatch):
+    (tmp_path / "their_envs.py").write_text(
+        "import gymnasium\ngymnasium.register('Theirs-v0', entry_point='gymnasium.envs.classic_control:CartPoleEnv')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert make("their_envs:Theirs-v0").spec.frame_shape == (4,)
+    gymnasium.registry.pop("Theirs-v0")
+    sys.modules.pop("their_envs")
+
+
+@pytest.mark.parametrize(
+    ("env_id", "message"),
+    [
+        ("CartPoll-v1", "Did you mean CartPole-v"),
+        ("no_such_module:Thing-v0", "no module named 'no_such_module'"),
+        ("Pendulum-v1", "action space Box"),
+        ("FrozenLake-v1", "observation space Discrete"),
+    ],
+)
+def test_mistakes_are_told_in_words(env_id, message):
+    with pytest.raises(UserError, match=message):
+        make(env_id)
+
+
+def test_seeds_make_it_reproducible():
+    assert np.array_equal(make("CartPole-v1").reset(), make("CartPole-v1").reset())

@@ -1,0 +1,486 @@
+"""Tests of the command line: what reaches the trainer, and that every mistake is one line and exit code 2."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+import fasta2c
+import fasta2c.run
+from fasta2c import cli
+from fasta2c.config import TrainConfig, load_preset, to_plain
+from fasta2c.errors import RunError, Stopped, UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = types.SimpleNamespace(
+    mean_return=487.256, best_return=495.0, run_dir="runs/my run", env_steps=2048, sps=1234.5
+)
+
+
+class Recorder:
+    """Stands in for `fasta2c.trainer`: notes its calls, returns or raises what it is told."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[TrainConfig, dict[str, Any]]] = []
+        self.outcome: Any = RESULT
+
+    def train(self, config: TrainConfig, **options: Any) -> Any:
+        self.calls.append((config, options))
+        if isinstance(self.outcome, BaseException):
+            raise self.outcome
+        return self.outcome
+
+    @property
+    def config(self) -> TrainConfig:
+        return self.calls[-1][0]
+
+
+@pytest.fixture
+def trainer(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    recorder = Recorder()
+    module = types.ModuleType("fasta2c.trainer")
+    module.train = recorder.train  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "fasta2c.trainer", module)
+    return recorder
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    mean_return: float = 9.5
+    std_return: float = 0.5
+    min_return: float = 9.0
+    max_return: float = 10.0
+    mean_length: float = 9.5
+    episodes: int = 2
+
+
+@pytest.fixture
+def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
+    calls: list[tuple[Any, dict[str, Any]]] = []
+    module = types.ModuleType("fasta2c.evaluation")
+    module.evaluate = lambda run_dir, **options: (calls.append((run_dir, options)), Scores())[1]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "fasta2c.evaluation", module)
+    return calls
+
+
+def one_line(capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
+    """What was told after `fasta2c: error: `, checked to be a single line and all there is."""
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("fasta2c: error: ") and err.endswith("\n") and err.count("\n") == 1
+    return err.removeprefix("fasta2c: error: ").rstrip("\n")
+
+
+# --- what reaches the trainer
+
+
+def test_train_alone_takes_defaults_and_the_preset(trainer: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train"]) == 0
+    config, options = trainer.calls[0]
+    assert config == TrainConfig().with_preset(load_preset("Classic", "CartPole"))
+    assert options == {}
+    out, err = capsys.readouterr()
+    assert "487.26" in out and "495.00" in out and "1,234" in out
+    assert "fasta2c eval 'runs/my run'" in out  # quoted, so that it can be pasted
+    assert err == ""
+
+
+def test_flags_win_over_file_over_preset_over_defaults(
+    trainer: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preset = {"gamma": 0.1, "lr": 0.1, "num_envs": 11, "env_kwargs": {"preset": 1, "file": 1, "flag": 1}}
+    monkeypatch.setattr(cli, "load_preset", lambda family, name: preset if (family, name) == ("Atari", "Pong") else {})
+    file = tmp_path / "my.yaml"
+    file.write_text("env: Pong-v5\ngamma: 0.2\nlr: 0.2\nenv_kwargs: {file: 2, flag: 2}\n")
+    arguments = ["--config", str(file), "--gamma", "0.3", "--env-kwargs", '{"flag": 3}', "--hidden-sizes", "8", "9"]
+    assert cli.main(["train", *arguments]) == 0
+    config = trainer.config
+    assert (config.env, config.gamma, config.lr, config.num_envs) == ("Pong-v5", 0.3, 0.2, 11)
+    assert config.num_steps == TrainConfig.num_steps
+    assert config.env_kwargs == {"preset": 1, "file": 2, "flag": 3}
+    assert config.hidden_sizes == (8, 9)
+
+
+def test_env_flag_wins_over_the_file_and_chooses_the_preset(
+    trainer: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "load_preset", lambda family, name: {"num_envs": len(family + name)})
+    file = tmp_path / "my.yaml"
+    file.write_text("env: Pong-v5\n")
+    assert cli.main(["train", f"--config={file}", "--env=gymnasium:My-v1"]) == 0
+    assert trainer.config.num_envs == len("Gymnasium" + "My")
+
+
+def test_spellings_of_flags(trainer: Recorder) -> None:
+    arguments = ["--num_envs=4", "--no-shared", "--compile", "--seed", "007", "--critic-lr", "None", "--run-dir", "a b"]
+    assert cli.main(["train", *arguments]) == 0
+    config = trainer.config
+    assert (config.num_envs, config.shared, config.compile, config.seed, config.critic_lr) == (4, False, True, 7, None)
+    assert config.run_dir == Path("a b")
+
+
+def test_quiet_prints_the_run_directory_only(trainer: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--quiet"]) == 0
+    assert capsys.readouterr().out == "runs/my run\n"
+
+
+def test_a_run_without_an_episode(trainer: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer.outcome = types.SimpleNamespace(**{**vars(RESULT), "mean_return": None, "best_return": None})
+    assert cli.main(["train"]) == 0
+    assert "no episode has ended" in capsys.readouterr().out
+
+
+@pytest.fixture
+def saved_run(monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    """A run directory, `RUN`, whose checkpoint holds the configuration returned."""
+    config = TrainConfig(env="Atari/Pong", gamma=0.5, total_steps=100, env_kwargs={"a": 1})
+    fake = types.ModuleType("fasta2c.run.checkpoint")
+    fake.resolve = lambda path: path / "checkpoints" / "latest.pt"  # type: ignore[attr-defined]
+    fake.load = lambda file: {"config": to_plain(config)}  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "fasta2c.run.checkpoint", fake)
+    monkeypatch.setattr(fasta2c.run, "checkpoint", fake, raising=False)
+    return config
+
+
+def test_resume_lays_flags_over_the_saved_configuration(trainer: Recorder, saved_run: TrainConfig) -> None:
+    assert cli.main(["train", "--resume", "RUN", "--total-steps", "200"]) == 0
+    assert trainer.calls == [(dataclasses.replace(saved_run, total_steps=200), {"resume": Path("RUN")})]
+
+
+@pytest.mark.parametrize("flag", ["--config", "--run-dir", "--init-from"])
+def test_resume_refuses_what_it_would_ignore(
+    trainer: Recorder, saved_run: TrainConfig, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    assert cli.main(["train", "--resume", "RUN", flag, "x"]) == 2
+    assert one_line(capsys).startswith(f"{flag} cannot be used with --resume")
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--num-evns 8", "unknown flag --num-evns. Did you mean --num-envs"),
+        ("--num-env 8", "unknown flag --num-env. Did you mean --num-envs"),  # no abbreviations
+        ("--num-evns=8", "unknown flag --num-evns. Did you mean --num-envs"),
+        ("--num-envs 8 --num-envs 9", "--num-envs is given more than once."),
+        ("--num-envs 8 --num_envs=8", "--num-envs is given more than once."),
+        ("--compile --no-compile", "--no-compile is given more than once."),
+        ("--num-envs", "--num-envs: its value is missing."),
+        ("--num-envs --quiet", "--num-envs: its value is missing."),
+        ("--num-envs=", "--num-envs: its value is empty."),
+        ("--config", "--config: its value is missing."),
+        ("--env", "--env: its value is missing."),
+        ("--hidden-sizes", "--hidden-sizes: its value is missing."),
+        ("--num-envs abc", "--num-envs: 'abc' is not a whole number."),
+        ("--num-envs 8.0", "--num-envs: '8.0' is not a whole number."),
+        ("--total-steps 2e6", "--total-steps: '2e6' is not a whole number."),
+        ("--lr 日本", "--lr: '日本' is not a number."),
+        ("--critic-lr x", "--critic-lr: 'x' is not a number."),
+        ("--hidden-sizes 64 x", "--hidden-sizes: '64 x' is not whole numbers separated by spaces."),
+        ("--gamma 1.5", "--gamma: 1.5 is out of range; it must be from 0 to 1."),
+        ("--lr nan", "--lr: nan is out of range"),
+        ("--lr -inf", "--lr: -inf is out of range"),
+        ("--lr 1e999", "--lr: inf is out of range"),
+        ("--num-envs 0", "--num-envs: 0 is out of range"),
+        ("--num-steps -1", "--num-steps: -1 is out of range"),
+        ("--num-envs 99999999999999999999", "--num-envs: 99999999999999999999 is out of range"),
+        ("--seed 99999999999999999999", "--seed: 99999999999999999999 is out of range"),
+        ("--gae foo", "--gae: 'foo' is not one of auto, scan"),
+        ("--gae scann", "Did you mean scan?"),
+        ("--device gpu", "--device: 'gpu' is not one of auto, cpu, cuda, cuda:N."),
+        ("--compile true", "unexpected argument 'true' after --compile"),
+        ("--compile=true", "--compile takes no value; write --compile or --no-compile."),
+        ("stray", "unexpected argument 'stray'"),
+        ("-- stray", "unexpected argument 'stray'"),
+        ("-x", "unknown flag -x."),
+        ("--settings 3", "unknown flag --settings."),
+        ("--tyro-print-completion bash", "unknown flag --tyro-print-completion."),
+        ("--env Atari/Pomg", "--env: Atari has no environment 'Pomg'. Did you mean Atari/Pong"),
+        ("--env-kwargs [1]", "--env-kwargs: '[1]' is not a JSON object; write"),
+        ("--env-kwargs {frame_skip:2}", "--env-kwargs: '{frame_skip:2}' is not JSON (Expecting"),
+        ("--config /nonexistent.yaml", "/nonexistent.yaml: cannot be read (No such file or directory)."),
+        ("--resume /nonexistent", "/nonexistent does not exist"),
+    ],
+)
+def test_mistakes(trainer: Recorder, capsys: pytest.CaptureFixture[str], arguments: str, said: str) -> None:
+    assert cli.main(["train", *arguments.split()]) == 2
+    assert said in one_line(capsys)
+    assert not trainer.calls
+
+
+@pytest.mark.parametrize("name", ["env", "device", "run_dir", "config", "resume", "env_kwargs", "seed", "lr", "gae"])
+def test_empty_values(trainer: Recorder, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    flag = f"--{name.replace('_', '-')}"
+    assert cli.main(["train", flag, ""]) == 2
+    assert one_line(capsys) == f"{flag}: its value is empty."
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["9" * 5000, "[" * 100_000, "a\nb", "a\r\n\x1b[31m", "\udcff", "\0", " ", "٣" * 3, "Atari/", "/", "gymnasium:"],
+)
+@pytest.mark.parametrize("flag", ["--env", "--num-envs", "--env-kwargs", "--device", "--config", "--resume"])
+def test_odd_values(trainer: Recorder, capsys: pytest.CaptureFixture[str], flag: str, value: str) -> None:
+    code = cli.main(["train", flag, value])
+    if (flag, value) == ("--num-envs", "٣" * 3):  # Python reads the digits of any script
+        assert code == 0 and trainer.config.num_envs == 333
+        return
+    assert code == 2
+    line = one_line(capsys)
+    assert line.isprintable() and len(line) < 1100
+
+
+def test_a_mistake_in_a_file_names_the_file(
+    trainer: Recorder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "my.yaml"
+    for text, said in {
+        "gamma: 1.5": "gamma: 1.5 is out of range; it must be from 0 to 1.",
+        "device: gpu": "device: 'gpu' is not one of auto, cpu, cuda, cuda:N.",
+        "env: Atari/Pomg": "env: Atari has no environment 'Pomg'.",
+        "lr: 7e-4": "lr: '7e-4' is text to YAML",
+        "num_evns: 3": "unknown key 'num_evns'. Did you mean num_envs",
+    }.items():
+        file.write_text(text)
+        assert cli.main(["train", "--config", str(file)]) == 2
+        assert one_line(capsys).startswith(f"{file}: {said}")
+    # The same field in both: the flag's value is the one that counts.
+    file.write_text("gamma: 0.5")
+    assert cli.main(["train", "--config", str(file), "--gamma", "2"]) == 2
+    assert one_line(capsys).startswith("--gamma: 2.0")
+
+
+def test_a_mistake_found_later_names_the_flag_only_if_it_was_given(
+    trainer: Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer.outcome = UserError("device: 'cuda' is not there.")
+    assert cli.main(["train", "--device", "cuda"]) == 2
+    assert one_line(capsys) == "--device: 'cuda' is not there."
+    assert cli.main(["train"]) == 2
+    assert one_line(capsys) == "device: 'cuda' is not there."
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "told"),
+    [
+        (UserError("no"), 2, "fasta2c: error: no\n"),
+        (RunError("the loss is NaN"), 1, "fasta2c: error: the loss is NaN\n"),
+        (Stopped(signal.SIGTERM), 143, "fasta2c: stopped by SIGTERM\n"),
+        (KeyboardInterrupt(), 130, "fasta2c: interrupted\n"),
+        (OSError(28, "No space left on device"), 1, "fasta2c: error: [Errno 28] No space left on device\n"),
+        (MemoryError(), 1, "fasta2c: error: out of memory"),
+        (RuntimeError("CUDA out of memory. Tried to\nallocate"), 1, "fasta2c: error: out of memory"),
+        (RunError("two\nlines"), 1, "fasta2c: error: two lines\n"),
+    ],
+)
+def test_exit_codes(
+    trainer: Recorder, capsys: pytest.CaptureFixture[str], outcome: BaseException, code: int, told: str
+) -> None:
+    trainer.outcome = outcome
+    assert cli.main(["train"]) == code
+    out, err = capsys.readouterr()
+    assert err.startswith(told) and err.count("\n") == 1 and out == ""
+
+
+@pytest.mark.parametrize("bug", [KeyError("x"), RuntimeError("shapes do not match"), ValueError("x")])
+def test_a_bug_shows_its_traceback(trainer: Recorder, bug: Exception) -> None:
+    trainer.outcome = bug
+    with pytest.raises(type(bug)):
+        cli.main(["train"])
+
+
+# --- eval
+
+
+def test_eval_passes_its_flags_on(evaluations: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["eval", "RUN"]) == 0
+    defaults = {"episodes": 100, "checkpoint": "latest", "greedy": False, "device": "auto", "seed": None}
+    assert evaluations == [(Path("RUN"), {**defaults, "num_envs": None, "progress": True})]
+    assert "9.50 ± 0.50" in capsys.readouterr().out
+    flags = "--episodes 2 --greedy RUN --seed 3 --checkpoint best --num-envs 4 --quiet"
+    assert cli.main(["eval", *flags.split()]) == 0
+    given = {"episodes": 2, "checkpoint": "best", "greedy": True, "device": "auto", "seed": 3, "num_envs": 4}
+    assert evaluations[1] == (Path("RUN"), {**given, "progress": False})
+
+
+def test_eval_json_is_one_object(evaluations: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["eval", "RUN", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == dataclasses.asdict(Scores()) and err == ""
+    assert evaluations[0][1]["progress"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("", "RUN_DIR is missing"),
+        ("--episodes 5", "RUN_DIR is missing"),
+        ("A B", "unexpected argument 'B'"),
+        ("A --episodes 0", "--episodes: 0 is out of range"),
+        ("A --num-envs -3", "--num-envs: -3 is out of range"),
+        ("A --seed -1", "--seed: -1 is out of range"),
+        ("A --seed x", "--seed: 'x' is not a whole number."),
+        ("A --episodes 1e3", "--episodes: '1e3' is not a whole number."),
+        ("A --episodse 3", "unknown flag --episodse. Did you mean --episodes"),
+        ("A --run-dir B", "unknown flag --run-dir."),
+    ],
+)
+def test_mistakes_of_eval(
+    evaluations: list[Any], capsys: pytest.CaptureFixture[str], arguments: str, said: str
+) -> None:
+    assert cli.main(["eval", *arguments.split()]) == 2
+    assert said in one_line(capsys)
+    assert not evaluations
+
+
+# --- overview and help
+
+
+def test_overview_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--help"], ["-h"]):
+        assert cli.main(arguments) == 0
+        out = capsys.readouterr().out
+        assert all(f"  {verb} " in out for verb in cli.VERBS)
+        assert "fasta2c train --env Atari/Pong --num-envs 256" in out
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fasta2c {fasta2c.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trian"], "unknown verb 'trian'. Did you mean train?"),
+        (["日本"], "unknown verb '日本'. Use train or eval."),
+        ([""], "unknown verb ''"),
+        (["--num-envs", "8"], "--num-envs comes before the verb"),
+    ],
+)
+def test_unknown_verbs(capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
+    assert cli.main(arguments) == 2
+    assert said in one_line(capsys)
+
+
+def test_help_shows_each_field_with_the_default_of_the_environment(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(cli, "load_preset", lambda family, name: {"num_envs": 123 if name == "Pong" else 16})
+    assert cli.main(["train", "--env", "Atari/Pong", "--help"]) == 0
+    out = capsys.readouterr().out
+    for field in dataclasses.fields(TrainConfig):
+        assert f"--{field.name.replace('_', '-')}" in out
+    assert "Discount for one env step" in out and "(default: 123)" in out
+
+
+# --- any argv
+
+
+words = st.one_of(
+    st.sampled_from([f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(TrainConfig)]),
+    st.sampled_from(["--config", "--resume", "--no-compile", "--help", "-h", "--", "-", "-1", "--num-env", "--x=y"]),
+    st.sampled_from(["0", "1", "1.5", "nan", "-inf", "1e400", "scan", "cpu", "{}", '{"a": 1}', "None", "Atari/Pong"]),
+    st.builds("--{}={}".format, st.sampled_from([f.name for f in dataclasses.fields(TrainConfig)]), st.text()),
+    st.integers().map(str),
+    st.floats().map(str),
+    st.text(),
+)
+
+
+@given(verb=st.sampled_from(["train", "eval"]) | st.text(), arguments=st.lists(words, max_size=6))
+@example(verb="train", arguments=["--env-kwargs", '{"a": NaN}'])
+@example(verb="train", arguments=["--lr=-nan"])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_argv_makes_anything_but_help_a_run_or_one_line(
+    trainer: Recorder, evaluations: list[Any], verb: str, arguments: list[str]
+) -> None:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main([verb, *arguments])
+    if code == 0:
+        assert out.getvalue() and not err.getvalue()
+        return
+    assert code == 2 and not out.getvalue()
+    assert err.getvalue().startswith("fasta2c: error: ")
+    assert err.getvalue().count("\n") == 1 and err.getvalue()[:-1].isprintable()
+
+
+# --- as a process
+
+
+def run(*arguments: str, code: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m fasta2c` (or `python -c code`) on this checkout's package."""
+    start = ["-m", "fasta2c"] if code is None else ["-c", code]
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    return subprocess.run(
+        [sys.executable, *start, *arguments],
+        env={**environment, "PYTHONPATH": str(ROOT), **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_a_process_tells_a_mistake_in_one_line() -> None:
+    done = run("train", "--num-evns", "8")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "fasta2c: error: unknown flag --num-evns. Did you mean --num-envs or --num-steps?\n"
+    assert run("--version").stdout == f"fasta2c {fasta2c.__version__}\n"
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fasta2c", "train", "--help"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(60) == 1
+
+
+def test_help_and_mistakes_import_nothing_heavy() -> None:
+    code = """
+import sys
+from fasta2c.cli import main
+assert "tyro" not in sys.modules
+main(["train", "--num-evns", "8"]); main(["train", "--help"]); main(["eval", "--help"])
+print(sorted({"torch", "envpool", "gymnasium", "numpy"} & set(sys.modules)), file=sys.stderr)
+"""
+    assert run(code=code).stderr.splitlines()[-1] == "[]"
+
+
+def test_openmp_waits_passively_unless_told_otherwise() -> None:
+    code = "import os, fasta2c; print(os.environ['OMP_WAIT_POLICY'])"
+    assert run(code=code).stdout == "PASSIVE\n"
+    assert run(code=code, OMP_WAIT_POLICY="ACTIVE").stdout == "ACTIVE\n"
+
+
+# --- the Python API's front
+
+
+def test_the_package_exports_what_it_says() -> None:
+    assert fasta2c.TrainConfig is TrainConfig
+    assert set(fasta2c.__all__) <= set(dir(fasta2c))
+    assert set(fasta2c.__all__) == set(fasta2c._HOME)
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = fasta2c.trian  # type: ignore[attr-defined]
+    with pytest.raises(ImportError):
+        exec("from fasta2c import trian")
