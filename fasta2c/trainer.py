@@ -135,7 +135,9 @@ class Trainer:
 
         self._metric_sums = torch.zeros(len(METRICS), device=self.device)
         self._first_bad_update = torch.zeros((), dtype=torch.int64, device=self.device)
-        self._logged_update, self._logged_steps, self._logged_at = self.update, self.collector.env_steps, 0.0
+        self._logged_update, self._logged_steps = self.update, self.env_steps
+        self._started = self._warm_at = self._logged_at = time.perf_counter()
+        self._warm_steps = self.env_steps
         self._eval_return: float | None = None
 
     @property
@@ -146,8 +148,6 @@ class Trainer:
     def run(self) -> TrainResult:
         """Train until `total_steps`; the run directory is whole however this ends."""
         config, collector, timer = self.config, self.collector, self.timer
-        self.started = self.warm_at = self._logged_at = time.perf_counter()
-        self.warm_steps = self.env_steps
         status = "failed"
         with (
             SignalWatch() as signals,
@@ -162,7 +162,7 @@ class Trainer:
                     with timer("update"):
                         self._take(self.learner.update(rollout, fraction))
                     if self.update == first_update + 1:
-                        self.warm_at, self.warm_steps = time.perf_counter(), self.env_steps
+                        self._warm_at, self._warm_steps = time.perf_counter(), self.env_steps
                     with timer("log"):
                         if config.eval_interval and self.update % config.eval_interval == 0:
                             self._eval_return = self._evaluate()
@@ -195,13 +195,13 @@ class Trainer:
     @property
     def wall_seconds(self) -> float:
         """Wall time of the run, earlier sessions included."""
-        return self.wall_before + time.perf_counter() - self.started
+        return self.wall_before + time.perf_counter() - self._started
 
     @property
     def sps(self) -> float:
         """Env steps per second of this session, its first update left out."""
-        seconds = time.perf_counter() - self.warm_at
-        return (self.env_steps - self.warm_steps) / seconds if seconds > 0 else 0.0
+        seconds = time.perf_counter() - self._warm_at
+        return (self.env_steps - self._warm_steps) / seconds if seconds > 0 else 0.0
 
     def close(self) -> None:
         """Give back environments, log and directory."""
@@ -298,7 +298,7 @@ class Trainer:
 
     def _summary(self) -> dict[str, Any]:
         seconds = {phase: self.timer.seconds[phase] for phase in PHASES}
-        other = time.perf_counter() - self.started - sum(seconds.values())
+        other = time.perf_counter() - self._started - sum(seconds.values())
         return {
             "env": self.config.env,
             "seed": self.config.seed,

@@ -1,0 +1,51 @@
+"""Device, precision and micro-batch: chosen by rule, refused in words."""
+
+import pytest
+import torch
+
+from fasta2c import accel
+from fasta2c.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def test_auto_is_a_gpu_where_there_is_one():
+    assert accel.resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert accel.resolve_device("cpu") == CPU
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match="not there"):
+        accel.resolve_device("cuda:99")
+
+
+def test_precision_is_probed_not_guessed(monkeypatch):
+    for fast in (True, False):
+        monkeypatch.setattr(accel, "has_fast_bf16", lambda device, fast=fast: fast)
+        chosen = accel.resolve_precision("auto", CPU, convolutional=True)
+        assert chosen is (torch.bfloat16 if fast else torch.float32)
+        assert accel.resolve_precision("auto", CPU, convolutional=False) is torch.float32
+        assert accel.resolve_precision("bf16", CPU, convolutional=False) is torch.bfloat16
+        assert accel.resolve_precision("fp32", CPU, convolutional=True) is torch.float32
+
+
+def test_autocast_does_nothing_for_fp32():
+    a = torch.randn(4, 4)
+    with accel.autocast(CPU, torch.float32):
+        assert (a @ a).dtype is torch.float32
+    with accel.autocast(CPU, torch.bfloat16):
+        assert (a @ a).dtype is torch.bfloat16
+
+
+def test_small_networks_get_one_thread():
+    before = torch.get_num_threads()
+    try:
+        accel.set_threads(convolutional=False)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_requested_micro_batch_wins():
+    assert accel.micro_batch(7, CPU) == 7
+    assert accel.micro_batch(0, CPU) < accel.micro_batch(0, torch.device("cuda"))

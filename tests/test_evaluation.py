@@ -1,0 +1,76 @@
+"""Evaluation plays whole, unclipped games and favours none for being short."""
+
+import numpy as np
+import pytest
+import torch
+
+from fasta2c import TrainConfig, evaluate, train
+from fasta2c.errors import UserError
+from fasta2c.evaluation import make_eval_envs, play
+
+CPU = torch.device("cpu")
+
+
+class Games:
+    """Environment e plays games of length e + 1 (and a reset row after each), scoring 10 a step."""
+
+    num_envs = 4
+
+    def reset(self):
+        self.step_in_game = torch.zeros(4, dtype=torch.int64)
+        return torch.zeros(4, 1)
+
+    def step(self, actions):
+        lengths = torch.arange(4) + 1
+        valid = self.step_in_game < lengths
+        over = valid & (self.step_in_game + 1 == lengths)
+        self.step_in_game = torch.where(valid, self.step_in_game + 1, 0)
+        score = torch.where(valid, 10.0, 1e6)  # a reset row's score is poison
+        none = torch.zeros(4)
+        return torch.zeros(4, 1), none, over, over, {"valid": valid, "score": score, "game_over": over}
+
+
+class Idle:
+    def act(self, observations, *, greedy=False):
+        return torch.zeros(len(observations), dtype=torch.int64)
+
+
+def test_every_environment_plays_a_fixed_share():
+    """Eight games of four environments: two each. Taking the first eight to end would give 1.5 for the length."""
+    result = play(Idle(), Games(), 8)
+    assert result.episodes == 8
+    assert result.mean_length == 2.5 and result.mean_return == 25.0
+    assert (result.min_return, result.max_return) == (10.0, 40.0)
+    assert result.std_return == pytest.approx(np.std([10, 20, 30, 40]))
+
+
+def test_a_remainder_goes_to_the_first_environments():
+    assert play(Idle(), Games(), 5).mean_length == pytest.approx((1 + 2 + 3 + 4 + 1) / 5)
+
+
+def test_scores_are_unclipped_whole_games():
+    """SpaceInvaders by a random policy scores over a hundred a game; clipped or by lives it would be below thirty."""
+    training = {"reward_clip": True, "episodic_life": True, "max_episode_steps": 900}
+    envs = make_eval_envs(TrainConfig(env="Atari/SpaceInvaders", env_kwargs=training), 8, CPU)
+    assert "reward_clip" not in envs.options and envs.options["max_episode_steps"] == 900
+
+    class Random:
+        generator = torch.Generator().manual_seed(0)
+
+        def act(self, observations, *, greedy=False):
+            return torch.randint(0, 6, (8,), generator=self.generator)
+
+    assert play(Random(), envs, 8).mean_return > 60
+
+
+def test_evaluation_is_reproducible_and_seeded(tmp_path):
+    run = train(TrainConfig(num_envs=4, num_steps=4, total_steps=200, run_dir=tmp_path / "run", quiet=True))
+    one, again, other = (evaluate(run.run_dir, episodes=20, device="cpu", seed=s) for s in (1, 1, 2))
+    assert one == again and one != other and one.episodes == 20
+    assert one.mean_length == one.mean_return  # CartPole pays one a step
+    assert evaluate(run.run_dir, episodes=3, checkpoint="best", greedy=True).episodes == 3
+
+
+def test_a_count_below_one_is_refused(tmp_path):
+    with pytest.raises(UserError, match="at least 1"):
+        evaluate(tmp_path, episodes=0)

@@ -1,0 +1,220 @@
+"""Whole runs of the trainer on real environments: files, determinism, resume, faults."""
+
+import csv
+import json
+import os
+import signal
+import threading
+
+import pytest
+import torch
+import yaml
+
+from fasta2c import TrainConfig, trainer
+from fasta2c.config import read_config
+from fasta2c.errors import RunError, Stopped, UserError
+from fasta2c.run import checkpoint
+from fasta2c.trainer import train
+
+SMALL = {"env": "Classic/CartPole", "num_envs": 8, "num_steps": 8, "quiet": True, "log_interval": 5}
+
+
+def config(tmp_path, name="run", **changed):
+    return TrainConfig(**{**SMALL, "total_steps": 3000, "run_dir": tmp_path / name, **changed})
+
+
+def load(result_or_path):
+    return checkpoint.load(checkpoint.resolve(getattr(result_or_path, "run_dir", result_or_path)))
+
+
+def rows(path):
+    with (path / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def same_parameters(a, b):
+    return all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
+
+
+def test_a_run_leaves_all_its_files(tmp_path):
+    result = train(config(tmp_path, total_steps=8000, checkpoint_interval=20))
+    folder = result.run_dir
+    names = {p.name for p in folder.iterdir() if not p.name.startswith(".")}
+    assert {"config.yaml", "metrics.csv", "summary.json", "checkpoints"} <= names
+    assert any(n.startswith("events.out.tfevents") for n in names)
+    steps = [p.name for p in (folder / "checkpoints").glob("step_*.pt")]
+    assert len(steps) == 3 and (folder / "checkpoints" / "latest.pt").exists()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "done" and summary["env_steps"] == result.env_steps >= 8000
+    assert set(summary["phase_seconds"]) == {"env", "act", "update", "copy", "log", "other"}
+    assert sum(summary["phase_seconds"].values()) == pytest.approx(summary["wall_seconds"], rel=0.1)
+    assert summary["mean_return"] == pytest.approx(result.mean_return)
+    stored = yaml.safe_load((folder / "config.yaml").read_text())
+    assert stored["optimizer"] == "adam" and stored["versions"]["torch"]  # the preset's, resolved
+    assert TrainConfig(**read_config(folder / "config.yaml")).num_steps == 8
+
+
+def test_metrics_count_valid_rows_and_end_at_the_run(tmp_path):
+    result = train(config(tmp_path))
+    written = rows(result.run_dir)
+    steps = [int(r["env_steps"]) for r in written]
+    assert steps == sorted(set(steps)) and steps[-1] == result.env_steps
+    assert [int(r["update"]) for r in written][:2] == [5, 10]
+    # reset rows are not counted: fewer env steps than rows, by one a finished episode (at most)
+    issued = result.updates * 64
+    assert issued - result.episodes - 8 <= result.env_steps < issued
+    for name in ("sps", "episode_return_mean", "policy_loss", "value_loss", "entropy", "grad_norm", "lr"):
+        assert float(written[-1][name]) == float(written[-1][name])
+
+
+def test_the_same_seed_gives_the_same_parameters_and_another_does_not(tmp_path):
+    runs = [load(train(config(tmp_path, n, seed=s))) for n, s in (("a", 3), ("b", 3), ("c", 4))]
+    assert runs[0]["update"] >= 40
+    assert same_parameters(runs[0], runs[1]) and not same_parameters(runs[0], runs[2])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_same_seed_gives_the_same_parameters_on_pong(tmp_path, precision):
+    runs = [
+        load(train(config(tmp_path, n, env="Atari/Pong", num_envs=4, num_steps=4, total_steps=800, precision=precision)))
+        for n in "ab"
+    ]
+    assert runs[0]["update"] == 50 and same_parameters(*runs)
+
+
+def test_resume_goes_on_where_the_run_was(tmp_path):
+    first = train(config(tmp_path))
+    before, log_before = load(first), rows(first.run_dir)
+    second = train(
+        TrainConfig(**{**read_config(first.run_dir / "config.yaml"), "total_steps": 6000}), resume=first.run_dir
+    )
+    assert second.env_steps >= 6000 > first.env_steps and second.episodes > first.episodes
+    log = rows(first.run_dir)
+    assert log[: len(log_before)] == log_before
+    steps = [int(r["env_steps"]) for r in log]
+    assert steps == sorted(set(steps)) and steps[-1] == second.env_steps
+    assert second.wall_seconds > first.wall_seconds
+    assert load(second)["resumes"] == 1 and not same_parameters(before, load(second))
+
+
+def test_resume_restores_parameters_optimizer_and_generator(tmp_path):
+    """Nothing left to do: what is saved again is what was loaded."""
+    first = train(config(tmp_path))
+    before = load(first)
+    stored = TrainConfig(**read_config(first.run_dir / "config.yaml"))
+    built = trainer.Trainer(stored, first.run_dir)
+    after = built._state()
+    built.close()
+    assert same_parameters(before, after)
+    assert torch.equal(before["generator"], after["generator"])
+    for key, state in before["optimizer"]["state"].items():
+        assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(after["optimizer"]["state"][key][k])) for k, v in state.items())
+    for name in ("env_steps", "update", "episodes", "best_return"):
+        assert before[name] == after[name]
+
+
+@pytest.mark.parametrize("changed", [{"lr": 0.5}, {"num_envs": 4}, {"gamma": 0.5}, {"total_steps": 10}])
+def test_resume_refuses_what_would_change_the_learning(tmp_path, changed):
+    first = train(config(tmp_path))
+    stored = read_config(first.run_dir / "config.yaml")
+    with pytest.raises(UserError, match="--" + next(iter(changed)).replace("_", "-")):
+        train(TrainConfig(**{**stored, **changed}), resume=first.run_dir)
+    train(TrainConfig(**stored), resume=first.run_dir)  # and the lock was given back
+
+
+def test_init_from_takes_the_parameters_alone(tmp_path):
+    first = train(config(tmp_path))
+    second = train(config(tmp_path, "second", init_from=first.run_dir, total_steps=1, lr=1e-12, critic_lr=1e-12))
+    assert second.updates == 1
+    for key, value in load(first)["model"].items():
+        torch.testing.assert_close(load(second)["model"][key], value, rtol=0, atol=1e-9)
+
+
+def test_init_from_another_network_is_refused_before_anything_is_written(tmp_path):
+    first = train(config(tmp_path))
+    with pytest.raises(UserError, match="does not fit"):
+        train(config(tmp_path, "second", init_from=first.run_dir, hidden_sizes=(8,)))
+    assert not (tmp_path / "second").exists()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"env": "Classic/CartPool"}, {"env_kwargs": {"nope": 1}}, {"env": "Classic/Pendulum"}, {"device": "cuda:77"}],
+)
+def test_bad_input_leaves_nothing_behind(tmp_path, changed):
+    with pytest.raises(UserError):
+        train(config(tmp_path, **changed))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_update(tmp_path, monkeypatch):
+    real = trainer.Learner.update
+    calls = []
+
+    def poisoned(self, rollout, progress):
+        calls.append(1)
+        metrics = real(self, rollout, progress)
+        return metrics * float("nan") if len(calls) == 13 else metrics
+
+    monkeypatch.setattr(trainer.Learner, "update", poisoned)
+    with pytest.raises(RunError, match="update 13"):
+        train(config(tmp_path, checkpoint_interval=10))
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
+    saved = load(tmp_path / "run")
+    assert saved["update"] == 10
+    assert all(torch.isfinite(p).all() for p in saved["model"].values())
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_and_stops(tmp_path, signum):
+    timer = threading.Timer(2.0, os.kill, (os.getpid(), signum))
+    timer.start()
+    try:
+        with pytest.raises(Stopped) as stopped:
+            train(config(tmp_path, total_steps=10**9))
+    finally:
+        timer.cancel()
+    assert stopped.value.exit_code == 128 + signum
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "stopped" and load(tmp_path / "run")["env_steps"] == summary["env_steps"] > 0
+
+
+def test_evaluation_during_training_is_logged(tmp_path):
+    result = train(config(tmp_path, eval_interval=10, eval_episodes=3))
+    values = [r["eval_return_mean"] for r in rows(result.run_dir)]
+    assert [v != "" for v in values[:4]] == [False, True, False, True]
+
+
+def test_best_is_the_highest_mean_over_a_hundred_games(tmp_path):
+    result = train(config(tmp_path, total_steps=20_000))
+    logged = [float(r["episode_return_mean"]) for r in rows(result.run_dir) if int(r["episodes"]) >= 100]
+    assert result.best_return == pytest.approx(max(logged), rel=1e-6)
+    best = checkpoint.load(checkpoint.resolve(result.run_dir, "best"))
+    assert best["best_return"] == result.best_return
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"num_steps": 1},
+        {"num_envs": 1},
+        {"shared": True, "critic_lr": None},
+        {"value_loss": "huber", "optimizer": "rmsprop", "ent_schedule": "cosine", "ent_coef": 0.01},
+        {"gae": "compiled", "micro_batch": 3, "lr_schedule": "cosine", "activation": "relu"},
+        {"env": "gymnasium:CartPole-v1"},
+        {"env": "Acrobot-v1", "precision": "bf16"},
+    ],
+)
+def test_options_make_finite_updates(tmp_path, changed):
+    result = train(config(tmp_path, total_steps=600, **changed))
+    assert all(torch.isfinite(p).all() for p in load(result)["model"].values())
+    assert float(rows(result.run_dir)[-1]["grad_norm"]) > 0
+
+
+def test_env_kwargs_reach_the_environment_and_add_to_the_preset(tmp_path):
+    result = train(
+        config(tmp_path, env="Atari/Breakout", num_envs=4, total_steps=64, env_kwargs={"full_action_space": True})
+    )
+    stored = load(result)
+    assert stored["spec"]["num_actions"] == 18
+    assert stored["config"]["env_kwargs"] == {"reward_clip": True, "episodic_life": True, "full_action_space": True}
