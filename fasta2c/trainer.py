@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +54,15 @@ class TrainResult:
 def train(config: TrainConfig, *, resume: str | Path | None = None) -> TrainResult:
     """Train an agent; with `resume`, go on where the run in that directory was saved.
 
-    Fields of `config` that were not given take the environment's preset.
+    Fields of `config` that were not given take the environment's preset, or the resumed run's values.
 
     Raises:
         UserError: bad input; nothing has been written.
         RunError: the run failed (a loss that is not finite, a checkpoint that cannot be written).
         Stopped: SIGINT, SIGTERM or SIGHUP ended the run, after a checkpoint.
     """
-    env_id = resolve(config.env)
     if resume is None:
+        env_id = resolve(config.env)
         config = config.with_preset(load_preset(env_id.family, env_id.name))
     trainer = Trainer(config, Path(resume) if resume is not None else None)
     try:
@@ -81,15 +81,17 @@ class Trainer:
 
     def _build(self, config: TrainConfig, resume: Path | None, resources: ExitStack) -> None:
         """Put everything together; what has to be closed goes into `resources`. Files come last."""
-        self.config = config
-        self.device = accel.resolve_device(config.device)
         state: dict[str, Any] | None = None
         if resume is not None:
             self.directory = RunDirectory.open(resume, lock=True)
             resources.callback(self.directory.close)
             file = checkpoint.resolve(resume)
             state = checkpoint.load(file)
-            _check_resumable(config, TrainConfig(**from_plain(state["config"], str(file))))
+            saved = from_plain(state["config"], str(file))
+            config = config.with_preset(saved)
+            _check_resumable(config, TrainConfig(**saved))
+        self.config = config
+        self.device = accel.resolve_device(config.device)
         self.update = state["update"] if state else 0
         self.resumes = state["resumes"] + 1 if state else 0
         self.wall_before = state["wall_seconds"] if state else 0.0
@@ -316,7 +318,7 @@ class Trainer:
 
 def _check_resumable(config: TrainConfig, saved: TrainConfig) -> None:
     """Raise `UserError` where `config` changes what the saved run learns."""
-    old = to_dict(replace(saved, run_dir=config.run_dir, init_from=config.init_from))
+    old = to_dict(saved)
     changed = [name for name, value in to_dict(config).items() if value != old[name] and name not in RESUMABLE]
     if changed:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in changed)

@@ -1,0 +1,76 @@
+"""The same numbers on a CUDA device as on the CPU, and whole runs there."""
+
+import pytest
+import torch
+
+from fasta2c import TrainConfig, evaluate, load_policy, make_envs, train
+from fasta2c.envs.base import EnvSpec
+from fasta2c.learning.advantages import gae
+from fasta2c.learning.learner import Learner
+from fasta2c.learning.optim import build_optimizer
+from fasta2c.models.actor_critic import ActorCritic
+from fasta2c.models.distributions import sample
+from fasta2c.rollout.buffer import RolloutBuffer
+from fasta2c.run import checkpoint
+
+pytestmark = pytest.mark.gpu
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def rollout(device, spec, T=6, E=8):
+    generator = torch.Generator().manual_seed(0)
+    buffer = RolloutBuffer(T, E, spec, device)
+    frames = torch.randint(0, 256, buffer.frames.shape, generator=generator)
+    buffer.frames.copy_(frames if spec.dtype == "uint8" else frames / 255)
+    buffer.fills.copy_(torch.rand(buffer.fills.shape, generator=generator) < 0.1)
+    for name in ("rewards_TE", "values_T1E"):
+        x = getattr(buffer, name)
+        x.copy_(torch.randn(x.shape, generator=generator))
+    buffer.actions_TE.copy_(torch.randint(0, spec.num_actions, (T, E), generator=generator))
+    buffer.terminated_TE.copy_(torch.rand(T, E, generator=generator) < 0.1)
+    buffer.truncated_TE.copy_(torch.rand(T, E, generator=generator) < 0.1)
+    buffer.valid_TE.copy_(torch.rand(T, E, generator=generator) < 0.9)
+    return buffer
+
+
+@pytest.mark.parametrize("spec", [EnvSpec((1, 84, 84), "uint8", 4, 6), EnvSpec((5,), "float32", 1, 3)])
+@pytest.mark.parametrize("optimizer", ["rmsprop", "rmsprop-tf", "adam"])
+def test_an_update_is_the_same_as_on_the_cpu(spec, optimizer, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    config = TrainConfig(optimizer=optimizer, lr=1e-3, ent_coef=0.01, optimizer_eps=1e-3)
+    after, metrics = [], []
+    for device in (CPU, CUDA):
+        torch.manual_seed(0)
+        model = ActorCritic(spec.observation_shape, spec.dtype, spec.num_actions, config).to(device)
+        learner = Learner(model, build_optimizer(model, config), config, forward=model, samples=16)
+        metrics.append(learner.update(rollout(device, spec), 0.0).cpu())
+        after.append(torch.cat([p.detach().cpu().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(metrics[0], metrics[1], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(after[0], after[1], rtol=1e-3, atol=1e-4)
+
+
+def test_gae_and_sampling():
+    buffer = rollout(CPU, EnvSpec((5,), "float32", 1, 3), T=33, E=100)
+    inputs = (buffer.rewards_TE, buffer.values_T1E, buffer.terminated_TE, buffer.truncated_TE)
+    here = gae(*inputs, gamma=0.99, gae_lambda=0.95)
+    there = gae(*(x.cuda() for x in inputs), gamma=0.99, gae_lambda=0.95)
+    for a, b in zip(here, there, strict=True):
+        torch.testing.assert_close(a, b.cpu())
+    logits = torch.log(torch.tensor([0.7, 0.2, 0.1], device=CUDA)).expand(100_000, 3)
+    shares = torch.bincount(sample(logits, torch.Generator(CUDA).manual_seed(0))) / 100_000
+    torch.testing.assert_close(shares.cpu(), torch.tensor([0.7, 0.2, 0.1]), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("env", ["Atari/Pong", "Classic/CartPole"])
+def test_a_run_trains_saves_resumes_and_plays(tmp_path, env):
+    common = {"num_envs": 8, "num_steps": 4, "quiet": True, "env_kwargs": {"max_episode_steps": 100}}
+    run = train(TrainConfig(env=env, device="cuda", total_steps=2000, run_dir=tmp_path / "run", **common))
+    more = train(TrainConfig(total_steps=4000), resume=run.run_dir)
+    assert more.env_steps >= 4000
+    state = checkpoint.load(checkpoint.resolve(run.run_dir))
+    assert all(torch.isfinite(p).all() for p in state["model"].values())
+    observations = make_envs(env, 3, seed=0, device="cuda").reset()
+    assert observations.device.type == "cuda"
+    values = [load_policy(run.run_dir, device=d).value(observations.to(d)).cpu() for d in ("cuda", "cpu")]
+    torch.testing.assert_close(*values, rtol=0.05, atol=0.05)
+    assert evaluate(run.run_dir, episodes=4, device="cuda").episodes == 4
