@@ -21,8 +21,15 @@ _RESERVED = frozenset(
     {"num_envs", "batch_size", "num_threads", "max_num_players", "thread_affinity_offset", "base_path", "seed"}
     | {"env_seed", "gym_reset_return_info", "task"}
 )
-# EnvPool hands these on unchecked, and some end the process: lowest value that works.
-_LOWEST = {"max_episode_steps": 1, "stack_num": 1, "frame_skip": 1, "img_height": 1, "img_width": 1, "noop_max": 1}
+# EnvPool hands these on unchecked, and some values end the process or fill the memory: what works.
+_RANGES = {
+    "max_episode_steps": (1, 2**31 - 1),
+    "stack_num": (1, 64),
+    "frame_skip": (1, 1000),
+    "img_height": (1, 1000),
+    "img_width": (1, 1000),
+    "noop_max": (1, 1000),
+}
 
 
 class EnvPoolEnvs:
@@ -125,10 +132,9 @@ def _check_options(env_id: EnvId, options: dict[str, Any], defaults: dict[str, A
         kinds = (int, float) if isinstance(default, float) else (type(default),)
         if not isinstance(value, kinds) or (isinstance(value, bool) and not isinstance(default, bool)):
             raise UserError(f"{where}: expected a value like {default!r}, found {value!r}.")
-        if key in _LOWEST and not _LOWEST[key] <= value < 2**31:
-            raise UserError(f"{where}: {value} is out of range; it must be at least {_LOWEST[key]}.")
-        if key.endswith("_probability") and not 0 <= value <= 1:
-            raise UserError(f"{where}: {value} is out of range; it must be from 0 to 1.")
+        low, high = _RANGES.get(key, (0, 1) if key.endswith("_probability") else (-(2**31), 2**31 - 1))
+        if isinstance(value, int | float) and not low <= value <= high:
+            raise UserError(f"{where}: {value} is out of range; it must be from {low} to {high}.")
 
 
 def _one_line(error: BaseException) -> str:
