@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from contextlib import ExitStack
@@ -119,7 +120,7 @@ class Trainer:
         self.learner = Learner(self.model, self.optimizer, config, forward=forward, samples=samples)
 
         if state:
-            load_parameters(self.model, state["model"], resume or Path())
+            load_parameters(self.model, state["model"], file)
             self.optimizer.load_state_dict(state["optimizer"])
             self.generator.set_state(state["generator"])
             self.collector.env_steps = state["env_steps"]
@@ -149,50 +150,51 @@ class Trainer:
 
     def run(self) -> TrainResult:
         """Train until `total_steps`; the run directory is whole however this ends."""
-        config, collector, timer = self.config, self.collector, self.timer
         status = "failed"
-        with (
-            SignalWatch() as signals,
-            Progress(config.total_steps, initial=self.env_steps, quiet=config.quiet) as progress,
-        ):
-            progress.say(f"{config.env} on {self.device}: {config.num_envs} environments, run in {self.directory.path}")
-            first_update = self.update
-            try:
-                while self.env_steps < config.total_steps:
-                    fraction = self.env_steps / config.total_steps
-                    rollout = collector.collect()
-                    with timer("update"):
-                        self._take(self.learner.update(rollout, fraction))
-                    if self.update == first_update + 1:
-                        self._warm_at, self._warm_steps = time.perf_counter(), self.env_steps
-                    with timer("log"):
-                        if config.eval_interval and self.update % config.eval_interval == 0:
-                            self._eval_return = self._evaluate()
-                        if self.update % config.log_interval == 0:
-                            self._log()
-                        if self.update % config.checkpoint_interval == 0:
-                            self._save()
-                        progress.update(self.env_steps, sps=self.sps, episode_return=collector.episodes.mean_return)
-                    if signals.received is not None:
-                        raise Stopped(signals.received)
-                status = "done"
-            except Stopped:
-                status = "stopped"
-                raise
-            finally:
-                if status != "failed":
-                    self._finish()
+        try:
+            with (
+                SignalWatch() as signals,
+                Progress(self.config.total_steps, initial=self.env_steps, quiet=self.config.quiet) as progress,
+            ):
+                self._loop(signals, progress)
+                self._finish()
+            status = "stopped" if signals.received is not None else "done"
+        finally:
+            # A run that failed has its own error to tell; that the disk is full as well must not hide it.
+            with contextlib.suppress(*([RunError] if status == "failed" else [])):
                 self.directory.write_summary({"status": status, **self._summary()})
+        if signals.received is not None:
+            raise Stopped(signals.received)
         return TrainResult(
             run_dir=self.directory.path,
             env_steps=self.env_steps,
             updates=self.update,
-            episodes=collector.episodes.count,
+            episodes=self.collector.episodes.count,
             wall_seconds=self.wall_seconds,
             sps=self.sps,
-            mean_return=collector.episodes.mean_return,
+            mean_return=self.collector.episodes.mean_return,
             best_return=self.best_return,
         )
+
+    def _loop(self, signals: SignalWatch, progress: Progress) -> None:
+        config, collector, timer = self.config, self.collector, self.timer
+        progress.say(f"{config.env} on {self.device}: {config.num_envs} environments, run in {self.directory.path}")
+        first_update = self.update + 1
+        while self.env_steps < config.total_steps and signals.received is None:
+            fraction = self.env_steps / config.total_steps
+            rollout = collector.collect()
+            with timer("update"):
+                self._take(self.learner.update(rollout, fraction))
+            if self.update == first_update:
+                self._warm_at, self._warm_steps = time.perf_counter(), self.env_steps
+            with timer("log"):
+                if config.eval_interval and self.update % config.eval_interval == 0:
+                    self._eval_return = self._evaluate()
+                if self.update % config.log_interval == 0:
+                    self._log()
+                if self.update % config.checkpoint_interval == 0:
+                    self._save()
+                progress.update(self.env_steps, sps=self.sps, episode_return=collector.episodes.mean_return)
 
     @property
     def wall_seconds(self) -> float:
