@@ -7,6 +7,7 @@ import fcntl
 import io
 import os
 import re
+import select
 import struct
 import subprocess
 import sys
@@ -44,16 +45,15 @@ class Terminal:
     def __init__(self) -> None:
         self._master, slave = os.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
-        os.set_blocking(self._master, False)
         self.stream: TextIO = os.fdopen(slave, "w")
 
     def shown(self) -> str:
         """What was written since the last call, without escape sequences."""
-        try:
-            raw = os.read(self._master, 1 << 16).decode()
-        except BlockingIOError:
-            return ""
-        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", raw)
+        raw = b""
+        # The kernel hands a terminal's output on in its own time: what is written is not there at once.
+        while select.select([self._master], [], [], 0.2)[0]:
+            raw += os.read(self._master, 1 << 16)
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", raw.decode())
 
     def hang_up(self) -> None:
         os.close(self._master)
