@@ -10,21 +10,18 @@ import os
 import re
 import shlex
 import sys
-import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import fasta2c
-from fasta2c.config import Range, TrainConfig, from_plain, load_preset, read_config
+from fasta2c.config import TrainConfig, from_plain, load_preset, read_config
 from fasta2c.errors import Fasta2cError, Stopped, UserError, did_you_mean
+from fasta2c.fields import Range
+from fasta2c.flags import Given, errors_named, parse, scan
 
-# torch, EnvPool and tyro are imported where they are used: an overview or a misspelt flag needs none of them.
-if TYPE_CHECKING:
-    from tyro.constructors import ConstructorRegistry
-
-T = TypeVar("T")
+# torch and EnvPool are imported where they are used: an overview or a misspelt flag needs neither.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,11 +113,11 @@ class _TrainFlags:
 
 def _train(argv: list[str]) -> None:
     """Train an agent."""
-    given = _scan(argv, _TrainFlags)
+    given = scan(argv, _TrainFlags)
     origins = {name: g.flag for name, g in given.items()}
-    with _errors_named(origins):
+    with errors_named(origins):
         base = _base_config(given, origins)
-        flags = _parse(_TrainFlags, "train", argv, given, _TrainFlags(settings=base), env_kwargs=base.env_kwargs)
+        flags = parse(_TrainFlags, "train", argv, given, _TrainFlags(settings=base), env_kwargs=base.env_kwargs)
         from fasta2c.trainer import train
 
         config = flags.settings
@@ -135,7 +132,7 @@ def _train(argv: list[str]) -> None:
     print(f"evaluate it:   fasta2c eval {shlex.quote(str(result.run_dir))}")
 
 
-def _base_config(given: Mapping[str, _Given], origins: dict[str, str]) -> TrainConfig:
+def _base_config(given: Mapping[str, Given], origins: dict[str, str]) -> TrainConfig:
     """What the flags are laid over: a resumed run's settings, or defaults < preset < --config.
 
     Fields that come from a file are added to `origins`.
@@ -145,10 +142,11 @@ def _base_config(given: Mapping[str, _Given], origins: dict[str, str]) -> TrainC
         for name in ("config", "run_dir", "init_from"):
             if name in given:
                 raise UserError(f"{given[name].flag} cannot be used with --resume, which goes on with the run's own.")
+        from fasta2c.policy import load_state
         from fasta2c.run import checkpoint
 
         file = checkpoint.resolve(path["resume"])
-        return TrainConfig(**from_plain(checkpoint.load(file)["config"], str(file)))
+        return TrainConfig(**from_plain(load_state(file)["config"], str(file)))
     values = read_config(path["config"]) if "config" in path else {}
     origins.update({name: f"{path['config']}: {name}" for name in values if name not in given})
     if "env" in given and given["env"].value:
@@ -204,9 +202,9 @@ class _EvalFlags:
 
 def _eval(argv: list[str]) -> None:
     """Play whole episodes with a trained agent."""
-    given = _scan(argv, _EvalFlags)
-    with _errors_named({name: g.flag for name, g in given.items()}):
-        flags = _parse(_EvalFlags, "eval", argv, given)
+    given = scan(argv, _EvalFlags)
+    with errors_named({name: g.flag for name, g in given.items()}):
+        flags = parse(_EvalFlags, "eval", argv, given)
         from fasta2c.evaluation import evaluate
 
         result = evaluate(
@@ -229,194 +227,3 @@ def _eval(argv: list[str]) -> None:
 
 
 VERBS: dict[str, Callable[[list[str]], None]] = {"train": _train, "eval": _eval}
-
-
-# --- flags
-
-
-@dataclass
-class _Given:
-    """A flag found on the command line."""
-
-    flag: str
-    """As the help spells it."""
-    tokens: list[str]
-    """What follows it up to the next flag; for a flag that takes no value, these belong elsewhere."""
-
-    @property
-    def value(self) -> str | None:
-        """The first token, None where there is none."""
-        return self.tokens[0] if self.tokens else None
-
-
-def _scan(argv: Sequence[str], cls: type) -> dict[str, _Given]:
-    """The flags in `argv`, by field of `cls`.
-
-    tyro would take the last of repeated flags, and reports a misspelt one only at the end of its work; the
-    base configuration is needed before that work.
-
-    Raises:
-        UserError: a flag that is unknown (the nearest named), repeated, or has no value, an empty one, one too many.
-    """
-    fields = {k: hint for k, hint in _fields(cls).items() if not _is_positional(cls, k)}
-    known = {_flag(name): (name, hint) for name, hint in fields.items()}
-    known |= {f"--no-{_flag(name)[2:]}": (name, hint) for name, hint in fields.items() if hint is bool}
-    given: dict[str, _Given] = {}
-    last = _Given("", [])
-    for token in argv:
-        if not _is_flag(token):
-            last.tokens.append(token)
-            continue
-        flag, equals, value = token.partition("=")
-        if token in ("-h", "--help"):
-            last = _Given(token, [])
-            continue
-        flag = flag.replace("_", "-")
-        if flag not in known:
-            raise UserError(f"unknown flag {flag}.{did_you_mean(flag, known, 2) or ' See --help.'}")
-        name, hint = known[flag]
-        if name in given:
-            raise UserError(f"{flag} is given more than once.")
-        if equals and hint is bool:
-            raise UserError(f"{flag} takes no value; write {_flag(name)} or --no-{_flag(name)[2:]}.")
-        last = given[name] = _Given(flag, [value] if equals else [])
-    for name, found in given.items():
-        if fields[name] is not bool and not found.value:
-            raise UserError(f"{found.flag}: its value is {'missing' if found.value is None else 'empty'}.")
-    return given
-
-
-def _is_flag(token: str) -> bool:
-    """Whether tyro would take `token` for a flag; a negative number, -inf and -nan are values."""
-    return token[:1] == "-" and token.lstrip("-")[:1].isalpha() and token.lower() not in ("-inf", "-infinity", "-nan")
-
-
-def _parse(
-    cls: type[T],
-    verb: str,
-    argv: Sequence[str],
-    given: Mapping[str, _Given],
-    default: T | None = None,
-    *,
-    env_kwargs: Mapping[str, Any] | None = None,
-) -> T:
-    """An instance of `cls` from `argv`, unset fields taken from `default`; --help prints and exits."""
-    import tyro
-    from tyro import _errors  # private, and so tyro's version is pinned: its public way out is a boxed message
-
-    tokens = {g.flag: g.tokens for g in given.values()}
-
-    def refuse(event: _errors.ParseErrorEvent) -> None:
-        raise UserError(_reason(event, tokens))
-
-    with _errors.on_parse_error(refuse):
-        return tyro.cli(
-            cls,
-            prog=f"fasta2c {verb}",
-            args=list(argv),
-            default=tyro.MISSING_NONPROP if default is None else default,
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs),
-            registry=_registry(env_kwargs or {}),
-        )
-
-
-def _reason(event: Any, tokens: Mapping[str, list[str]]) -> str:
-    """tyro's parse error in a line of ours."""
-    from tyro import _errors
-
-    if isinstance(event, _errors.UnrecognizedArgs):
-        token = event.tokens[0]
-        flag = next((flag for flag, following in tokens.items() if token in following), None)
-        return f"unexpected argument {token!r}{f' after {flag}' if flag else ''}; see {event.prog} --help."
-    if isinstance(event, _errors.MissingArgs):
-        names = ", ".join(_spelling(a.arg) for a in event.missing_arguments)
-        return f"{names} is missing; see {event.prog} --help."
-    if isinstance(event, _errors.InvalidChoice):
-        hint = did_you_mean(event.value, event.choices)
-        return f"{_spelling(event.argument)}: {event.value!r} is not one of {', '.join(event.choices)}.{hint}"
-    if isinstance(event, _errors.InstantiationFailure) and event.argument is not None:
-        flag, metavar = _spelling(event.argument), str(event.argument.lowered.metavar)
-        value = _short(" ".join(tokens.get(flag, [])[: None if "..." in metavar else 1]))
-        kinds = {"...": "whole numbers separated by spaces", "FLOAT": "a number", "INT": "a whole number"}
-        kind = next((words for mark, words in kinds.items() if mark in metavar), None)
-        return f"{flag}: {value} is not {kind}." if kind else f"{flag}: {event.message}"
-    return f"the command line cannot be read ({type(event).__name__}); see {event.prog} --help."
-
-
-def _spelling(argument: Any) -> str:
-    """The name by which a message calls one of tyro's arguments."""
-    return str(argument.field.intern_name.upper() if argument.is_positional() else argument.lowered.name_or_flags[0])
-
-
-def _registry(env_kwargs: Mapping[str, Any]) -> ConstructorRegistry:
-    """tyro's rules for our types: a mapping is one JSON object, laid over `env_kwargs`."""
-    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
-
-    registry = ConstructorRegistry()
-
-    @registry.primitive_rule
-    def json_object(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Any]] | None:
-        if typing.get_origin(info.type) is not dict:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="JSON",
-            instance_from_str=lambda tokens: {**env_kwargs, **_json_object(tokens[0])},
-            is_instance=lambda value: isinstance(value, dict),
-            str_from_instance=lambda value: [json.dumps(value, default=str)],
-        )
-
-    return registry
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    example = """write a JSON object such as '{"frame_skip": 4}'"""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        where = f" ({error.msg} at character {error.pos + 1})" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"env_kwargs: {_short(text)} is not JSON{where}; {example}.") from None
-    if not isinstance(value, dict):
-        raise UserError(f"env_kwargs: {_short(text)} is not a JSON object; {example}.")
-    return value
-
-
-@contextlib.contextmanager
-def _errors_named(origins: Mapping[str, str]) -> Iterator[None]:
-    """Inside, a `UserError` that starts with a field (`gamma: …`) starts with where the value came from instead.
-
-    Args:
-        origins: by field, the flag (`--gamma`) or the place in a file; read when an error comes.
-    """
-    try:
-        yield
-    except UserError as error:
-        name, colon, rest = str(error).partition(":")
-        if colon and name in origins:
-            raise UserError(f"{origins[name]}:{rest}") from None
-        raise
-
-
-def _fields(cls: type) -> dict[str, Any]:
-    """Types by field of a dataclass, those of a nested dataclass in its place."""
-    hints = typing.get_type_hints(cls)
-    found: dict[str, Any] = {}
-    for f in dataclasses.fields(cls):
-        found |= _fields(hints[f.name]) if dataclasses.is_dataclass(hints[f.name]) else {f.name: hints[f.name]}
-    return found
-
-
-def _is_positional(cls: type, name: str) -> bool:
-    """Whether the field has no default, which makes it a positional argument."""
-    return any(
-        f.name == name and f.default is f.default_factory is dataclasses.MISSING for f in dataclasses.fields(cls)
-    )
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _short(text: str) -> str:
-    """`text` quoted, its middle left out if it is long."""
-    return repr(text if len(text) <= 60 else f"{text[:40]}…{text[-15:]}")

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-import sys
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,35 +17,8 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from fasta2c.errors import UserError, did_you_mean
+from fasta2c.fields import Count, NonNegative, Positive, Range, Unit, Whole, accepts, check, kind_of, show
 
-
-@dataclass(frozen=True)
-class Range:
-    """Bounds of a number, both included unless `above` (then the lower one is not)."""
-
-    low: float = -math.inf
-    high: float = math.inf
-    above: bool = False
-
-    def holds(self, value: float) -> bool:
-        """Whether `value` is finite and inside the bounds."""
-        over = value > self.low if self.above else value >= self.low
-        # Not `!= inf`: a whole number too large for a float is finite, and comes to grief later.
-        return over and value <= self.high and abs(value) <= sys.float_info.max
-
-    def __str__(self) -> str:
-        low, high = (f"{bound:,}" for bound in (self.low, self.high))
-        if self.high == math.inf:
-            return f"finite and {'above' if self.above else 'at least'} {low}"
-        return f"{'above' if self.above else 'from'} {low} {'and at most' if self.above else 'to'} {high}"
-
-
-# The upper bounds are where EnvPool's and torch's integers end; what fits in memory is less.
-Count = Annotated[int, Range(1, 2**31 - 1)]
-Whole = Annotated[int, Range(0, 2**31 - 1)]
-Unit = Annotated[float, Range(0, 1)]
-NonNegative = Annotated[float, Range(0)]
-Positive = Annotated[float, Range(0, above=True)]
 Schedule = Literal["constant", "linear", "cosine"]
 
 
@@ -78,6 +48,8 @@ class TrainConfig:
     """EnvPool's threads; 0 takes one for each core this process may use."""
     micro_batch: Whole = 0
     """Samples whose gradient is computed at once; 0 chooses by device. The update is the same, memory is not."""
+    reuse_forward: Literal["auto", "on", "off"] = "auto"
+    """Update on the forward pass that acted, keeping its graph, instead of a second one: faster, takes memory."""
 
     gamma: Unit = 0.99
     """Discount for one env step."""
@@ -142,9 +114,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, hint in _hints().items():
-            _check(name, getattr(self, name), hint)
+            check(name, getattr(self, name), hint)
         if not (self.device in ("auto", "cpu", "cuda") or _is_cuda_index(self.device)):
-            raise UserError(f"device: {_show(self.device)} is not one of auto, cpu, cuda, cuda:N.")
+            raise UserError(f"device: {show(self.device)} is not one of auto, cpu, cuda, cuda:N.")
         if not self.env.strip():
             raise UserError("env: an environment id is needed, such as Atari/Pong.")
 
@@ -167,11 +139,26 @@ class TrainConfig:
 # What --resume may change: nothing here alters what is learnt, except that a longer run stretches the schedules.
 RESUMABLE = frozenset(
     {"total_steps", "log_interval", "checkpoint_interval", "eval_interval", "eval_episodes", "quiet", "env_threads"}
-    | {"device"}
+    | {"device", "compile", "micro_batch", "reuse_forward"}
 )
 
 # What a run's config.yaml holds beside the configuration.
 PROVENANCE = frozenset({"versions", "commit"})
+
+
+def check_resumable(config: TrainConfig, saved: TrainConfig) -> None:
+    """Raise `UserError` where `config` changes what the `saved` run learns."""
+    old = to_dict(saved)
+    changed = [name for name, value in to_dict(config).items() if value != old[name] and name not in RESUMABLE]
+    if changed:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+        raise UserError(
+            f"{flags} cannot change when a run is resumed; only "
+            f"{', '.join(sorted('--' + n.replace('_', '-') for n in RESUMABLE))} can. "
+            "Start a new run with --init-from to keep the parameters."
+        )
+    if config.total_steps < saved.total_steps:
+        raise UserError(f"--total-steps: a resumed run can only be made longer than its {saved.total_steps}.")
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
@@ -198,12 +185,12 @@ def from_plain(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     for key, value in values.items():
         if key not in hints:
             raise UserError(f"{source}: unknown key {key!r}.{did_you_mean(str(key), hints)}")
-        if value is not None and _accepts(hints[key], Path) and isinstance(value, str):
+        if value is not None and accepts(hints[key], Path) and isinstance(value, str):
             value = Path(value)
-        if isinstance(value, list) and _accepts(hints[key], tuple):
+        if isinstance(value, list) and accepts(hints[key], tuple):
             value = tuple(value)
         try:
-            _check(key, value, hints[key])
+            check(key, value, hints[key])
         except UserError as error:
             raise UserError(f"{source}: {error}") from None
         arguments[key] = value
@@ -228,7 +215,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UserError(f"{path}: expected lines of 'key: value', found {_kind(values)}.")
+        raise UserError(f"{path}: expected lines of 'key: value', found {kind_of(values)}.")
     return values
 
 
@@ -278,81 +265,3 @@ def _hints() -> dict[str, Any]:
 def _is_cuda_index(device: str) -> bool:
     kind, _, index = device.partition(":")
     return kind == "cuda" and index.isascii() and index.isdecimal() and len(index) < 4
-
-
-def _accepts(hint: Any, kind: type) -> bool:
-    """Whether `kind` is what the annotation, or an option of its union, stands for."""
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType, Annotated):
-        return any(_accepts(option, kind) for option in typing.get_args(hint))
-    return hint is kind or origin is kind
-
-
-def _kind(value: Any) -> str:
-    names = {str: "text", bool: "true/false", int: "a whole number", float: "a number", dict: "a mapping"}
-    names |= {Path: "a path", type(Path()): "a path", list: "a list", tuple: "a list", type(None): "nothing"}
-    return names.get(type(value), type(value).__name__)
-
-
-def _show(value: Any) -> str:
-    """`value` for a message, cut where it is long."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python prints no whole numbers of thousands of digits
-        return "a huge number"
-    return text if len(text) <= 60 else f"{text[:40]}…{text[-15:]}"
-
-
-def _check(name: str, value: Any, hint: Any) -> None:
-    """Raise `UserError` unless `value` is what the field's annotation says, inside its range."""
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        _check(name, value, options[0])
-        for bounds in options[1:]:
-            if isinstance(bounds, Range) and not bounds.holds(value):
-                raise UserError(f"{name}: {_show(value)} is out of range; it must be {bounds}.")
-    elif origin in (typing.Union, types.UnionType):
-        if value is not None:
-            _check(name, value, next(o for o in options if o is not type(None)))
-    elif origin is Literal:
-        if not isinstance(value, str) or value not in options:
-            hint = did_you_mean(value, options) if isinstance(value, str) else ""
-            raise UserError(f"{name}: {_show(value)} is not one of {', '.join(options)}.{hint}")
-    elif origin is tuple:
-        if not isinstance(value, tuple):
-            raise UserError(f"{name}: expected a list, found {_kind(value)} ({_show(value)}).")
-        for item in value:
-            _check(name, item, options[0])
-    elif origin is dict:
-        if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
-            raise UserError(
-                f"{name}: expected a mapping such as {{frame_skip: 4}}, found {_kind(value)} ({_show(value)})."
-            )
-    elif hint is float:
-        if isinstance(value, str) and _reads_as_number(value):
-            raise UserError(
-                f"{name}: {_show(value)} is text to YAML, not a number; write a point before the exponent, "
-                f"as in {_with_point(value)}."
-            )
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UserError(f"{name}: expected a number, found {_kind(value)} ({_show(value)}).")
-    elif hint is int:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise UserError(f"{name}: expected a whole number, found {_kind(value)} ({_show(value)}).")
-    elif not isinstance(value, hint):
-        raise UserError(f"{name}: expected {_kind(hint())}, found {_kind(value)} ({_show(value)}).")
-
-
-def _reads_as_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-def _with_point(text: str) -> str:
-    mantissa, mark, exponent = text.lower().partition("e")
-    if not mark:
-        return text
-    point = mantissa if "." in mantissa else f"{mantissa}.0"
-    return f"{point}e{exponent if exponent[:1] in '+-' else '+' + exponent}"

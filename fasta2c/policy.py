@@ -34,6 +34,18 @@ def build_model(spec: EnvSpec, config: TrainConfig, device: torch.device) -> Act
     return ActorCritic(shape, spec.dtype, spec.num_actions, config, precision).to(device)
 
 
+def load_state(file: Path) -> dict[str, Any]:
+    """What a run saved in the checkpoint `file`.
+
+    Raises:
+        UserError: as `checkpoint.load`, and where the configuration, spaces or parameters are missing.
+    """
+    state = checkpoint.load(file)
+    if not all(isinstance(state.get(key), dict) for key in ("config", "spec", "model")):
+        raise UserError(f"{file} lacks what a checkpoint of a run holds; give a run directory or another checkpoint.")
+    return state
+
+
 def load_parameters(model: ActorCritic, parameters: dict[str, Any], source: Path) -> None:
     """Put a checkpoint's `parameters` into `model`; raises `UserError` where they do not fit it."""
     try:
@@ -63,7 +75,7 @@ class Policy:
         self.config = config
         self.device = device
         self._generator = torch.Generator(device).manual_seed(seed)
-        self._samples = accel.micro_batch(0, device)
+        self._samples = accel.micro_batch(0, device, convolutional=model.convolutional)
 
     def act(self, observations: Tensor | np.ndarray[Any, Any], *, greedy: bool = False) -> Tensor:
         """Actions [B] for observations [B, ...]: sampled, or the likeliest ones if `greedy`."""
@@ -100,7 +112,7 @@ def load_policy(path: str | Path, *, checkpoint_name: str = "latest", device: st
     """
     file = checkpoint.resolve(Path(path), checkpoint_name)
     target = accel.resolve_device(device)
-    state = checkpoint.load(file)
+    state = load_state(file)
     config = TrainConfig(**from_plain(state["config"], str(file)))
     spec = EnvSpec.from_plain(state["spec"])
     model = build_model(spec, config, target)

@@ -13,26 +13,29 @@ from typing import Any
 import torch
 
 from fasta2c import accel
-from fasta2c.config import RESUMABLE, TrainConfig, from_plain, load_preset, to_dict, to_plain
+from fasta2c.config import TrainConfig, check_resumable, from_plain, load_preset, to_plain
 from fasta2c.envs.base import spread_seeds
 from fasta2c.envs.ids import resolve
 from fasta2c.envs.make import make_host_envs
 from fasta2c.errors import RunError, Stopped, UserError
 from fasta2c.evaluation import make_eval_envs, play
-from fasta2c.learning.learner import METRICS, Learner
-from fasta2c.learning.optim import build_optimizer, schedule
-from fasta2c.policy import Policy, build_model, load_parameters
-from fasta2c.rollout.buffer import RolloutBuffer
-from fasta2c.rollout.collector import Collector
+from fasta2c.learning.learner import METRICS
+from fasta2c.learning.optim import schedule
+from fasta2c.parts import assemble
+from fasta2c.policy import Policy, load_parameters, load_state
 from fasta2c.run import checkpoint
 from fasta2c.run.directory import RunDirectory
 from fasta2c.run.metrics import MetricsLog
 from fasta2c.run.progress import Progress
 from fasta2c.run.provenance import commit, versions
 from fasta2c.run.signals import SignalWatch
-from fasta2c.timing import PhaseTimer
 
 PHASES = ("env", "act", "update", "copy", "log")
+
+# What a checkpoint holds for --resume, beside what a policy is made of.
+_RESUMED = frozenset(
+    {"optimizer", "generator", "env_steps", "update", "resumes", "wall_seconds", "episodes", "best_return"}
+)
 
 
 @dataclass(frozen=True)
@@ -87,47 +90,39 @@ class Trainer:
             self.directory = RunDirectory.open(resume, lock=True)
             resources.callback(self.directory.close)
             file = checkpoint.resolve(resume)
-            state = checkpoint.load(file)
+            state = load_state(file)
             saved = from_plain(state["config"], str(file))
             config = config.with_preset(saved)
-            _check_resumable(config, TrainConfig(**saved))
+            check_resumable(config, TrainConfig(**saved))
         self.config = config
         self.device = accel.resolve_device(config.device)
-        self.update = state["update"] if state else 0
-        self.resumes = state["resumes"] + 1 if state else 0
-        self.wall_before = state["wall_seconds"] if state else 0.0
-        self.best_return: float | None = state["best_return"] if state else None
+        self.update, self.resumes, self.wall_before = 0, 0, 0.0
+        self.best_return: float | None = None
+        if state is not None:
+            if missing := _RESUMED - state.keys():
+                raise UserError(f"{file} lacks {', '.join(sorted(missing))}; resume from another checkpoint.")
+            self.update, self.resumes = state["update"], state["resumes"] + 1
+            self.wall_before, self.best_return = state["wall_seconds"], state["best_return"]
 
-        torch.manual_seed(config.seed)
         env_id = resolve(config.env)
         # A resumed run starts new games: with other seeds, so that it does not replay the old ones.
         seeds = spread_seeds(config.seed, config.num_envs, stream=self.resumes)
-        self.envs = make_host_envs(
+        envs = make_host_envs(
             env_id, config.num_envs, seeds=seeds, options=config.env_kwargs, num_threads=config.env_threads
         )
-        resources.callback(self.envs.close)
-        self.spec = self.envs.spec
-        self.model = build_model(self.spec, config, self.device)
-        self.optimizer = build_optimizer(self.model, config)
-        self.generator = torch.Generator(self.device).manual_seed(config.seed)
-        self.timer = PhaseTimer()
-        forward = accel.maybe_compile(self.model, enabled=config.compile)
-        samples = accel.micro_batch(config.micro_batch, self.device)
-        buffer = RolloutBuffer(config.num_steps, config.num_envs, self.spec, self.device)
-        self.collector = Collector(
-            self.envs, forward, buffer, generator=self.generator, samples=samples, timer=self.timer
-        )
-        self.learner = Learner(self.model, self.optimizer, config, forward=forward, samples=samples)
+        resources.callback(envs.close)
+        self.parts = assemble(config, envs, self.device)
+        self.collector, self.learner, self.timer = self.parts.collector, self.parts.learner, self.parts.timer
 
         if state:
-            load_parameters(self.model, state["model"], file)
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.generator.set_state(state["generator"])
+            load_parameters(self.parts.model, state["model"], file)
+            self.parts.optimizer.load_state_dict(state["optimizer"])
+            self.parts.generator.set_state(state["generator"])
             self.collector.env_steps = state["env_steps"]
             self.collector.episodes.load_state_dict(state["episodes"])
         elif config.init_from is not None:
             file = checkpoint.resolve(config.init_from)
-            load_parameters(self.model, checkpoint.load(file)["model"], file)
+            load_parameters(self.parts.model, load_state(file)["model"], file)
         if state is None:
             self.directory = RunDirectory.create(config.run_dir, env=config.env, seed=config.seed)
             resources.callback(self.directory.close)
@@ -179,6 +174,8 @@ class Trainer:
     def _loop(self, signals: SignalWatch, progress: Progress) -> None:
         config, collector, timer = self.config, self.collector, self.timer
         progress.say(f"{config.env} on {self.device}: {config.num_envs} environments, run in {self.directory.path}")
+        if self.parts.note:
+            progress.say(self.parts.note)
         first_update = self.update + 1
         while self.env_steps < config.total_steps and signals.received is None:
             fraction = self.env_steps / config.total_steps
@@ -262,7 +259,7 @@ class Trainer:
     def _evaluate(self) -> float:
         envs = make_eval_envs(self.config, min(self.config.eval_episodes, 32), self.device)
         try:
-            policy = Policy(self.model, self.spec, self.config, self.device, seed=self.config.seed)
+            policy = Policy(self.parts.model, self.parts.envs.spec, self.config, self.device, seed=self.config.seed)
             return play(policy, envs, self.config.eval_episodes).mean_return
         finally:
             envs.close()
@@ -287,10 +284,10 @@ class Trainer:
         """What a checkpoint holds: tensors and plain values."""
         return {
             "config": to_plain(self.config),
-            "spec": self.spec.to_plain(),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
+            "spec": self.parts.envs.spec.to_plain(),
+            "model": self.parts.model.state_dict(),
+            "optimizer": self.parts.optimizer.state_dict(),
+            "generator": self.parts.generator.get_state(),
             "env_steps": self.env_steps,
             "update": self.update,
             "resumes": self.resumes,
@@ -316,18 +313,3 @@ class Trainer:
             "phase_seconds": {**seconds, "other": max(other, 0.0)},
             "versions": versions(),
         }
-
-
-def _check_resumable(config: TrainConfig, saved: TrainConfig) -> None:
-    """Raise `UserError` where `config` changes what the saved run learns."""
-    old = to_dict(saved)
-    changed = [name for name, value in to_dict(config).items() if value != old[name] and name not in RESUMABLE]
-    if changed:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
-        raise UserError(
-            f"{flags} cannot change when a run is resumed; only "
-            f"{', '.join(sorted('--' + n.replace('_', '-') for n in RESUMABLE))} can. "
-            "Start a new run with --init-from to keep the parameters."
-        )
-    if config.total_steps < saved.total_steps:
-        raise UserError(f"--total-steps: a resumed run can only be made longer than its {saved.total_steps}.")

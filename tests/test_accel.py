@@ -1,5 +1,7 @@
 """Device, precision and micro-batch: chosen by rule, refused in words."""
 
+import os
+
 import pytest
 import torch
 
@@ -47,5 +49,12 @@ def test_small_networks_get_one_thread():
 
 
 def test_a_requested_micro_batch_wins():
-    assert accel.micro_batch(7, CPU) == 7
-    assert accel.micro_batch(0, CPU) < accel.micro_batch(0, torch.device("cuda"))
+    cuda = torch.device("cuda")
+    assert accel.micro_batch(7, CPU, convolutional=True) == 7
+    sizes = [accel.micro_batch(0, device, convolutional=cnn) for device, cnn in ((CPU, 1), (CPU, 0), (cuda, 1))]
+    assert sizes == sorted(sizes)
+
+
+def test_kept_graphs_leave_most_of_the_memory():
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < accel.graph_budget(CPU) <= total / 4

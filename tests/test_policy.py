@@ -6,6 +6,7 @@ import torch
 
 from fasta2c import TrainConfig, load_policy, make_envs, train
 from fasta2c.errors import UserError
+from fasta2c.run import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +51,12 @@ def test_a_checkpoint_file_will_do(run):
 def test_no_run_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         load_policy(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("missing", ["config", "spec", "model"])
+def test_a_checkpoint_that_lacks_a_part_is_refused(run, tmp_path, missing):
+    state = checkpoint.load(checkpoint.resolve(run.run_dir))
+    del state[missing]
+    torch.save(state, tmp_path / "cut.pt")
+    with pytest.raises(UserError, match="lacks"):
+        load_policy(tmp_path / "cut.pt")

@@ -11,11 +11,12 @@ import pytest
 import torch
 import yaml
 
-from fasta2c import TrainConfig, trainer
+from fasta2c import TrainConfig
 from fasta2c.config import read_config
 from fasta2c.errors import RunError, Stopped, UserError
+from fasta2c.learning.learner import Learner
 from fasta2c.run import checkpoint
-from fasta2c.trainer import train
+from fasta2c.trainer import Trainer, train
 
 SMALL = {"env": "Classic/CartPole", "num_envs": 8, "num_steps": 8, "quiet": True, "log_interval": 5}
 
@@ -98,7 +99,7 @@ def test_resume_restores_parameters_optimizer_and_generator(tmp_path):
     """Nothing left to do: what is saved again is what was loaded."""
     first = train(config(tmp_path))
     before = load(first)
-    built = trainer.Trainer(TrainConfig(), first.run_dir)
+    built = Trainer(TrainConfig(), first.run_dir)
     after = built._state()
     built.close()
     assert same_parameters(before, after)
@@ -110,9 +111,7 @@ def test_resume_restores_parameters_optimizer_and_generator(tmp_path):
         assert before[name] == after[name]
 
 
-@pytest.mark.parametrize(
-    "changed", [{"lr": 0.5}, {"num_envs": 4}, {"run_dir": Path("elsewhere")}, {"total_steps": 10}]
-)
+@pytest.mark.parametrize("changed", [{"lr": 0.5}, {"num_envs": 4}, {"run_dir": Path("elsewhere")}, {"total_steps": 10}])
 def test_resume_refuses_what_would_change_the_learning(tmp_path, changed):
     first = train(config(tmp_path))
     with pytest.raises(UserError, match="--" + next(iter(changed)).replace("_", "-")):
@@ -146,7 +145,7 @@ def test_bad_input_leaves_nothing_behind(tmp_path, changed):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_update(tmp_path, monkeypatch):
-    real = trainer.Learner.update
+    real = Learner.update
     calls = []
 
     def poisoned(self, rollout, progress):
@@ -154,7 +153,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_update(tmp_path, 
         metrics = real(self, rollout, progress)
         return metrics * float("nan") if len(calls) == 13 else metrics
 
-    monkeypatch.setattr(trainer.Learner, "update", poisoned)
+    monkeypatch.setattr(Learner, "update", poisoned)
     with pytest.raises(RunError, match="update 13"):
         train(config(tmp_path, checkpoint_interval=10))
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
@@ -216,3 +215,14 @@ def test_env_kwargs_reach_the_environment_and_add_to_the_preset(tmp_path):
     stored = load(result)
     assert stored["spec"]["num_actions"] == 18
     assert stored["config"]["env_kwargs"] == {"reward_clip": True, "episodic_life": True, "full_action_space": True}
+
+
+def test_a_checkpoint_without_counters_cannot_be_resumed(tmp_path):
+    result = train(config(tmp_path, total_steps=2000))
+    latest = result.run_dir / "checkpoints" / "latest.pt"
+    state = load(result)
+    del state["generator"]
+    latest.unlink()
+    torch.save(state, latest)
+    with pytest.raises(UserError, match="lacks generator"):
+        train(TrainConfig(total_steps=4000), resume=result.run_dir)

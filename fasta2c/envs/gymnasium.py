@@ -103,9 +103,7 @@ def _find(backend_id: str) -> gymnasium.envs.registration.EnvSpec:
         raise UserError(f"gymnasium:{backend_id}: importing {module} failed: {type(error).__name__}: {error}") from None
 
 
-def _check_options(
-    backend_id: str, registered: gymnasium.envs.registration.EnvSpec, options: dict[str, Any]
-) -> None:
+def _check_options(backend_id: str, registered: gymnasium.envs.registration.EnvSpec, options: dict[str, Any]) -> None:
     entry: Any = registered.entry_point
     if isinstance(entry, str):
         try:

@@ -72,4 +72,3 @@ def standardise(advantages_TE: Tensor, valid_TE: Tensor) -> Tensor:
     mean = torch.where(valid_TE, advantages_TE, 0.0).sum() / count
     centred_TE = torch.where(valid_TE, advantages_TE - mean, 0.0)
     return centred_TE / (centred_TE.square().sum() / count).sqrt().clamp_min(1e-8)
-

@@ -5,6 +5,8 @@ Shapes: T rows, E environments.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from fasta2c.learning.advantages import build_gae, standardise
 from fasta2c.learning.loss import loss_sums
 from fasta2c.learning.optim import clip_grad_norm, schedule, set_learning_rate
 from fasta2c.models.actor_critic import ActorCritic
-from fasta2c.rollout.buffer import RolloutBuffer
+from fasta2c.rollout.buffer import Forward, RolloutBuffer
 
 METRICS = ("policy_loss", "value_loss", "entropy", "explained_variance", "grad_norm")
 
@@ -69,8 +71,7 @@ class Learner:
 
         self._optimizer.zero_grad(set_to_none=True)
         totals = torch.zeros(3, device=count.device)
-        for rows, envs in rollout.chunks(self._samples):
-            logits_BA, values_B = self._forward(rollout.observations(rows, envs))
+        for (rows, envs), logits_BA, values_B in self._forwards(rollout):
             sums = loss_sums(
                 logits_BA,
                 values_B,
@@ -83,6 +84,15 @@ class Learner:
         set_learning_rate(self._optimizer, schedule(config.lr_schedule, progress))
         self._optimizer.step()
         return torch.cat([totals / count, torch.stack([explained, grad_norm])])
+
+    def _forwards(self, rollout: RolloutBuffer) -> Iterator[Forward]:
+        """The model's outputs over the rollout: those that acted, each let go when done with, or else new ones."""
+        if rollout.forwards:
+            while rollout.forwards:
+                yield rollout.forwards.pop(0)
+            return
+        for chunk in rollout.chunks(self._samples):
+            yield Forward(chunk, *self._forward(rollout.observations(*chunk)))
 
 
 def explained_variance(values_TE: Tensor, returns_TE: Tensor, valid_TE: Tensor) -> Tensor:

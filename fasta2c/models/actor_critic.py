@@ -45,6 +45,11 @@ class ActorCritic(nn.Module):
         self.policy_head = orthogonal(nn.Linear(self.encoder.features, num_actions), 0.01)
         self.value_head = orthogonal(nn.Linear(self.encoder.features, 1), 1.0)
 
+    @property
+    def convolutional(self) -> bool:
+        """Whether it looks at images with convolutions."""
+        return isinstance(self.encoder, NatureCNN)
+
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Observations [B, ...] to logits [B, A] and values [B]."""
         with accel.autocast(observations.device, self.precision):

@@ -25,6 +25,21 @@ def orthogonal(layer: nn.Linear | nn.Conv2d, gain: float) -> nn.Linear | nn.Conv
     return layer
 
 
+class ScaledConv2d(nn.Conv2d):
+    """A convolution of `scale` times its input, which it applies to its weights: a pass over the images saved.
+
+    bfloat16 holds bytes exactly, so that they lose nothing before the scale either.
+    """
+
+    def __init__(self, channels: int, filters: int, kernel: int, *, stride: int, scale: float) -> None:
+        super().__init__(channels, filters, kernel, stride=stride)
+        self.scale = scale
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] to [B, filters, H', W']."""
+        return self._conv_forward(images, self.weight * self.scale, self.bias)
+
+
 class NatureCNN(nn.Module):
     """The convolutional encoder of Mnih et al. 2015 (doi:10.1038/nature14236), orthogonally initialised.
 
@@ -38,10 +53,9 @@ class NatureCNN(nn.Module):
         channels, height, width = (shape[2], shape[0], shape[1]) if self._channels_last else shape
         if min(height, width) < NATURE_MINIMUM:
             raise UserError(f"encoder: nature-cnn needs images of {NATURE_MINIMUM} pixels and more, not {shape}.")
-        self._scale = scale
         gain = math.sqrt(2)
         self.convolutions = nn.Sequential(
-            orthogonal(nn.Conv2d(channels, 32, 8, stride=4), gain),
+            orthogonal(ScaledConv2d(channels, 32, 8, stride=4, scale=scale), gain),
             nn.ReLU(),
             orthogonal(nn.Conv2d(32, 64, 4, stride=2), gain),
             nn.ReLU(),
@@ -57,10 +71,10 @@ class NatureCNN(nn.Module):
     def forward(self, observations: Tensor) -> Tensor:
         """Images [B, ...] of any dtype to features [B, 512]."""
         images = observations.permute(0, 3, 1, 2) if self._channels_last else observations
-        # Under autocast the convolutions would cast a float32 image again: go to their dtype at once.
+        # Under autocast the convolutions would cast float32 images again: go to their dtype at once.
         device = images.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-        return self.projection(self.convolutions(images.to(dtype) * self._scale))
+        return self.projection(self.convolutions(images.to(dtype)))
 
 
 class MLP(nn.Module):

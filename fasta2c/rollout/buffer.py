@@ -6,6 +6,7 @@ Shapes: T rows, E environments, S frames a stack; `TE` in a name is [T, E], `T1E
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,14 @@ from fasta2c.envs.frames import stack_frames
 
 Chunk = tuple[slice, slice]
 """Rows and environments of a rectangle of the rollout."""
+
+
+class Forward(NamedTuple):
+    """The model's differentiable output for one chunk."""
+
+    chunk: Chunk
+    logits_BA: Tensor
+    values_B: Tensor
 
 
 class RolloutBuffer:
@@ -43,6 +52,8 @@ class RolloutBuffer:
         self.truncated_TE = torch.zeros(grid, dtype=torch.bool, device=device)
         self.valid_TE = torch.zeros(grid, dtype=torch.bool, device=device)
         self.values_T1E = torch.zeros((num_steps + 1, num_envs), device=device)
+        self.forwards: list[Forward] = []
+        """The forward passes that acted, with their graphs, if the collector keeps them; the learner takes them."""
 
     def start(self, frames: Tensor) -> None:
         """Take `frames` [E, ...], each opening a game, as what the first `carry_over` brings to the front."""

@@ -96,8 +96,15 @@ def resolve(path: Path, which: str = "latest") -> Path:
         which: for a run directory, `latest`, `best` or a file (a path, or a name in the checkpoints folder).
 
     Raises:
-        UserError: there is no such file.
+        UserError: there is no such file, or it cannot be looked for.
     """
+    try:
+        return _find(path, which)
+    except OSError as error:  # a folder that may not be entered, a name too long
+        raise UserError(f"{path} cannot be read ({error.strerror}); give a run directory or a checkpoint.") from None
+
+
+def _find(path: Path, which: str) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():

@@ -157,9 +157,7 @@ def test_arrays_are_the_receivers_to_keep():
 def test_rows_come_in_the_order_of_the_environments():
     """Each environment of a seed is where it is when it is stepped alone."""
     together = make("CartPole-v1", 6, num_threads=3)
-    alone = [
-        EnvPoolEnvs(resolve("CartPole-v1"), 1, seeds=[seed], options={}, num_threads=1) for seed in together.seeds
-    ]
+    alone = [EnvPoolEnvs(resolve("CartPole-v1"), 1, seeds=[seed], options={}, num_threads=1) for seed in together.seeds]
     together.reset()
     for e in alone:
         e.reset()

@@ -241,3 +241,8 @@ def test_resolve(run: RunDirectory, tmp_path: Path) -> None:
     assert checkpoint.resolve(run.path, "best") == run.best
     with pytest.raises(UserError, match="does not exist"):
         checkpoint.resolve(tmp_path / "none")
+
+
+def test_a_name_that_no_file_can_have_is_refused_in_words(tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoint.resolve(tmp_path / ("x" * 5000))

@@ -1,0 +1,111 @@
+"""What the benchmarks share: presets, replayed environments, rates, medians, hardware."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fasta2c import accel
+from fasta2c.config import TrainConfig, load_preset
+from fasta2c.envs.base import HostEnvs, Row, spread_seeds
+from fasta2c.envs.ids import resolve
+from fasta2c.envs.make import make_host_envs
+
+
+class Replay:
+    """Environments that cost nothing: they return recorded rows over and over, whatever is done."""
+
+    def __init__(self, envs: HostEnvs, rows: int) -> None:
+        self.spec, self.num_envs, self.seeds, self.options = envs.spec, envs.num_envs, envs.seeds, envs.options
+        self._first = envs.reset()
+        self._rows = [envs.step(random_actions(envs, n)) for n in range(rows)]
+        self._next = 0
+
+    def reset(self) -> np.ndarray[Any, Any]:
+        """The first recorded frames."""
+        return self._first
+
+    def step(self, actions: np.ndarray[Any, Any]) -> Row:
+        """The next recorded row."""
+        self._next = (self._next + 1) % len(self._rows)
+        return self._rows[self._next]
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def with_preset(**given: Any) -> TrainConfig:
+    """The configuration `fasta2c train` would use for these flags."""
+    config = TrainConfig(**given)
+    env_id = resolve(config.env)
+    return config.with_preset(load_preset(env_id.family, env_id.name))
+
+
+def make_envs(config: TrainConfig) -> HostEnvs:
+    """The environments of `config`, seeded as the trainer seeds them."""
+    return make_host_envs(
+        resolve(config.env),
+        config.num_envs,
+        seeds=spread_seeds(config.seed, config.num_envs),
+        options=config.env_kwargs,
+        num_threads=config.env_threads,
+    )
+
+
+def random_actions(envs: HostEnvs, seed: int) -> np.ndarray[Any, Any]:
+    """Actions [E] drawn evenly."""
+    return np.random.default_rng(seed).integers(0, envs.spec.num_actions, envs.num_envs)
+
+
+def rate(work: Callable[[], int], seconds: float, device: torch.device) -> float:
+    """Env steps a second of `work`, which does some and returns how many, repeated for about `seconds`."""
+    synchronize(device)
+    done, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        done += work()
+    synchronize(device)
+    return done / (time.perf_counter() - start)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until `device` has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, lowest and highest."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """What the figures were measured on."""
+    model = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+        model = names[0] if names else model
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "bf16": accel.has_fast_bf16(torch.device("cpu")),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+    }
+
+
+def write_json(path: Path | None, result: dict[str, Any]) -> None:
+    """Write `result` to `path`, if given, and a note of it to stderr."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=2) + "\n")
+        print(f"written: {path}", file=sys.stderr)

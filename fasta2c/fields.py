@@ -1,0 +1,121 @@
+"""What a configuration's fields may hold: their ranges, and the check of a value against its annotation."""
+
+from __future__ import annotations
+
+import math
+import sys
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fasta2c.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number, both included unless `above` (then the lower one is not)."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether `value` is finite and inside the bounds."""
+        over = value > self.low if self.above else value >= self.low
+        # Not `!= inf`: a whole number too large for a float is finite, and comes to grief later.
+        return over and value <= self.high and abs(value) <= sys.float_info.max
+
+    def __str__(self) -> str:
+        low, high = (f"{bound:,}" for bound in (self.low, self.high))
+        if self.high == math.inf:
+            return f"finite and {'above' if self.above else 'at least'} {low}"
+        return f"{'above' if self.above else 'from'} {low} {'and at most' if self.above else 'to'} {high}"
+
+
+# The upper bounds are where EnvPool's and torch's integers end; what fits in memory is less.
+Count = Annotated[int, Range(1, 2**31 - 1)]
+Whole = Annotated[int, Range(0, 2**31 - 1)]
+Unit = Annotated[float, Range(0, 1)]
+NonNegative = Annotated[float, Range(0)]
+Positive = Annotated[float, Range(0, above=True)]
+
+
+def accepts(hint: Any, kind: type) -> bool:
+    """Whether `kind` is what the annotation, or an option of its union, stands for."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType, Annotated):
+        return any(accepts(option, kind) for option in typing.get_args(hint))
+    return hint is kind or origin is kind
+
+
+def kind_of(value: Any) -> str:
+    """What `value` is, in a YAML writer's words."""
+    names = {str: "text", bool: "true/false", int: "a whole number", float: "a number", dict: "a mapping"}
+    names |= {Path: "a path", type(Path()): "a path", list: "a list", tuple: "a list", type(None): "nothing"}
+    return names.get(type(value), type(value).__name__)
+
+
+def show(value: Any) -> str:
+    """`value` for a message, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no whole numbers of thousands of digits
+        return "a huge number"
+    return text if len(text) <= 60 else f"{text[:40]}…{text[-15:]}"
+
+
+def check(name: str, value: Any, hint: Any) -> None:
+    """Raise `UserError`, starting with the field's `name`, unless `value` is what its annotation says, in range."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        check(name, value, options[0])
+        for bounds in options[1:]:
+            if isinstance(bounds, Range) and not bounds.holds(value):
+                raise UserError(f"{name}: {show(value)} is out of range; it must be {bounds}.")
+    elif origin in (typing.Union, types.UnionType):
+        if value is not None:
+            check(name, value, next(o for o in options if o is not type(None)))
+    elif origin is Literal:
+        if not isinstance(value, str) or value not in options:
+            hint = did_you_mean(value, options) if isinstance(value, str) else ""
+            raise UserError(f"{name}: {show(value)} is not one of {', '.join(options)}.{hint}")
+    elif origin is tuple:
+        if not isinstance(value, tuple):
+            raise UserError(f"{name}: expected a list, found {kind_of(value)} ({show(value)}).")
+        for item in value:
+            check(name, item, options[0])
+    elif origin is dict:
+        if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
+            raise UserError(
+                f"{name}: expected a mapping such as {{frame_skip: 4}}, found {kind_of(value)} ({show(value)})."
+            )
+    elif hint is float:
+        if isinstance(value, str) and _reads_as_number(value):
+            raise UserError(
+                f"{name}: {show(value)} is text to YAML, not a number; write a point before the exponent, "
+                f"as in {_with_point(value)}."
+            )
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"{name}: expected a number, found {kind_of(value)} ({show(value)}).")
+    elif hint is int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise UserError(f"{name}: expected a whole number, found {kind_of(value)} ({show(value)}).")
+    elif not isinstance(value, hint):
+        raise UserError(f"{name}: expected {kind_of(hint())}, found {kind_of(value)} ({show(value)}).")
+
+
+def _reads_as_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _with_point(text: str) -> str:
+    mantissa, mark, exponent = text.lower().partition("e")
+    if not mark:
+        return text
+    point = mantissa if "." in mantissa else f"{mantissa}.0"
+    return f"{point}e{exponent if exponent[:1] in '+-' else '+' + exponent}"

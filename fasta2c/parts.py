@@ -1,0 +1,55 @@
+"""What a run is made of, put together from its configuration: environments, network, collector and learner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from fasta2c import accel
+from fasta2c.config import TrainConfig
+from fasta2c.envs.base import HostEnvs
+from fasta2c.learning.learner import Learner
+from fasta2c.learning.optim import build_optimizer
+from fasta2c.models.actor_critic import ActorCritic
+from fasta2c.policy import build_model
+from fasta2c.rollout.buffer import RolloutBuffer
+from fasta2c.rollout.collector import Collector
+from fasta2c.rollout.reuse import decide
+from fasta2c.timing import PhaseTimer
+
+
+@dataclass(frozen=True)
+class Parts:
+    """One run's moving parts; `learner.update(collector.collect(), progress)` is the whole of its loop."""
+
+    envs: HostEnvs
+    model: ActorCritic
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+    """Of the actions' randomness."""
+    collector: Collector
+    learner: Learner
+    timer: PhaseTimer
+    keeps_graph: bool
+    """Whether the update differentiates the forward passes that acted."""
+    note: str | None
+    """What the user should know of how they were put together."""
+
+
+def assemble(config: TrainConfig, envs: HostEnvs, device: torch.device) -> Parts:
+    """The parts of a run of `config` (its preset filled in) over `envs`, with fresh parameters on `device`."""
+    torch.manual_seed(config.seed)
+    model = build_model(envs.spec, config, device)
+    optimizer = build_optimizer(model, config)
+    generator = torch.Generator(device).manual_seed(config.seed)
+    timer = PhaseTimer()
+    forward = accel.maybe_compile(model, enabled=config.compile)
+    samples = accel.micro_batch(config.micro_batch, device, convolutional=model.convolutional)
+    buffer = RolloutBuffer(config.num_steps, config.num_envs, envs.spec, device)
+    reuse = decide(config.reuse_forward, model, buffer, samples=samples, budget=accel.graph_budget(device))
+    collector = Collector(
+        envs, forward, buffer, generator=generator, samples=samples, timer=timer, keep_graph=reuse.keep
+    )
+    learner = Learner(model, optimizer, config, forward=forward, samples=samples)
+    return Parts(envs, model, optimizer, generator, collector, learner, timer, reuse.keep, reuse.note)

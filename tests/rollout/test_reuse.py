@@ -1,0 +1,52 @@
+"""When the graphs of the acting forward passes are kept, and what they take."""
+
+import pytest
+import torch
+
+from fasta2c.config import TrainConfig
+from fasta2c.envs.base import EnvSpec
+from fasta2c.models.actor_critic import ActorCritic
+from fasta2c.rollout.buffer import RolloutBuffer
+from fasta2c.rollout.reuse import WORTHWHILE_CNN, WORTHWHILE_MLP, decide, graph_bytes
+
+PIXELS = EnvSpec((1, 36, 36), "uint8", 4, 3)
+VECTOR = EnvSpec((3,), "float32", 1, 4)
+
+
+def parts(spec, num_envs, num_steps=2):
+    config = TrainConfig(hidden_sizes=(8,))
+    model = ActorCritic(spec.observation_shape, spec.dtype, spec.num_actions, config)
+    return model, RolloutBuffer(num_steps, num_envs, spec, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("spec", "worthwhile"), [(PIXELS, WORTHWHILE_CNN), (VECTOR, WORTHWHILE_MLP)])
+def test_auto_keeps_the_graphs_of_long_rows(spec, worthwhile):
+    for num_envs, kept in ((worthwhile - 1, False), (worthwhile, True)):
+        assert decide("auto", *parts(spec, num_envs), samples=256, budget=10**12) == (kept, None)
+        assert decide("on", *parts(spec, num_envs), samples=256, budget=10**12) == (True, None)
+        assert decide("off", *parts(spec, num_envs), samples=256, budget=10**12) == (False, None)
+
+
+@pytest.mark.parametrize("requested", ["auto", "on"])
+def test_graphs_beyond_the_budget_are_not_kept_and_the_user_is_told(requested):
+    keep, note = decide(requested, *parts(PIXELS, 64), samples=256, budget=1000)
+    assert not keep and note is not None and "--num-envs" in note
+
+
+def test_the_measure_grows_with_the_rollout():
+    model, buffer = parts(VECTOR, 4)
+    small = graph_bytes(model, buffer, 256)
+    assert graph_bytes(*parts(VECTOR, 4, num_steps=20), 256) == pytest.approx(10 * small, rel=0.01)
+    assert graph_bytes(*parts(VECTOR, 40), 256) == pytest.approx(10 * small, rel=0.01)
+
+
+def test_the_measure_is_what_a_graph_takes():
+    """By hand: a layer of 8 keeps its 3 inputs and 8 outputs, and the heads the same 8; the input may be a view."""
+    model, buffer = parts(VECTOR, 1000, num_steps=1)
+    assert 1000 * (8 * 4) <= graph_bytes(model, buffer, 1000) <= 1000 * (3 + 8 + 8) * 4
+
+
+def test_measuring_leaves_no_gradient_behind():
+    model, buffer = parts(PIXELS, 4)
+    graph_bytes(model, buffer, 256)
+    assert all(p.grad is None for p in model.parameters())

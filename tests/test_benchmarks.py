@@ -1,0 +1,78 @@
+"""The benchmark scripts run, at sizes too small to mean anything, and write what they promise."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+
+
+def run(*command, **environment):
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environ = {**os.environ, "PYTHONPATH": path, **environment}
+    return subprocess.run([str(c) for c in command], capture_output=True, text=True, env=environ, timeout=300)
+
+
+def script(name, *flags):
+    return run(sys.executable, BENCHMARKS / name, *flags)
+
+
+def test_throughput_writes_the_promised_figures(tmp_path):
+    file = tmp_path / "deep" / "out.json"
+    size = ("--num-envs", 4, "--num-steps", 2, "--seconds", 0.1, "--repeats", 2, "--device", "cpu")
+    done = script("throughput.py", "--env", "Classic/CartPole", *size, "--json", file)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(file.read_text())
+    rates = [result[f"{name}_sps"] for name in ("raw_env", "act", "update", "train", "limit")]
+    assert all(rate > 0 for rate in rates)
+    assert result["limit_sps"] == pytest.approx(1 / sum(1 / rate for rate in rates[:3]))
+    assert result["fraction_of_limit"] == pytest.approx(result["train_sps"] / result["limit_sps"])
+    assert result["fraction_of_raw"] == pytest.approx(result["train_sps"] / result["raw_env_sps"])
+    assert result["config"]["num_envs"] == 4 and result["hardware"]["cores"] >= 1 and "torch" in result["versions"]
+
+
+def test_gae_checks_and_times_each_form(tmp_path):
+    file = tmp_path / "gae.json"
+    done = script("gae.py", "--sizes", "3x5", "--seconds", 0.01, "--repeats", 1, "--device", "cpu", "--json", file)
+    assert done.returncode == 0, done.stderr
+    (size,) = json.loads(file.read_text())["sizes"]
+    assert {"scan", "compiled"} <= set(size["microseconds"])
+    assert all(error < 1e-4 for error in size["largest_error"].values())
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "problem"),
+    [
+        ("throughput.py", ("--env", "Atari/Pogn"), "Pogn"),
+        ("throughput.py", ("--num-envs", "0"), "num_envs"),
+        ("gae.py", ("--sizes", "8x"), "8x"),
+        ("compare_sb3.py", ("--env", "Atari/Pogn", "--side", "fasta2c"), "Pogn"),
+    ],
+)
+def test_bad_input_is_one_line(name, flags, problem):
+    done = script(name, *flags)
+    assert done.returncode == 2 and problem in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_compare_sb3_times_our_side():
+    flags = ("--side", "fasta2c", "--env", "Classic/CartPole", "--num-envs", 4, "--num-steps", 2, "--seconds", 0.1)
+    done = script("compare_sb3.py", *flags)
+    assert done.returncode == 0 and float(done.stdout.split()[-1]) > 0, done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_the_suite_records_nothing(tmp_path):
+    done = run("bash", BENCHMARKS / "gpu_suite.sh", "--out", tmp_path / "out", PYTHON=sys.executable)
+    assert done.returncode == 0 and "no CUDA device" in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_suite_wants_a_folder():
+    done = run("bash", BENCHMARKS / "gpu_suite.sh")
+    assert done.returncode == 2 and "usage" in done.stderr

@@ -1,0 +1,60 @@
+"""A run's parts together: an update on the kept forward passes is the update on new ones."""
+
+import pytest
+import torch
+
+from fasta2c.config import TrainConfig
+from fasta2c.envs.ids import resolve
+from fasta2c.envs.make import make_host_envs
+from fasta2c.parts import assemble
+
+
+def parameters_after(updates, config):
+    envs = make_host_envs(resolve(config.env), config.num_envs, seeds=list(range(config.num_envs)), options={})
+    try:
+        parts = assemble(config, envs, torch.device("cpu"))
+        metrics = [parts.learner.update(parts.collector.collect(), 0.1) for _ in range(updates)]
+        assert not parts.collector.collect().forwards or config.reuse_forward == "on"
+        return torch.cat([p.detach().flatten() for p in parts.model.parameters()]), torch.stack(metrics)
+    finally:
+        envs.close()
+
+
+@pytest.mark.parametrize(
+    ("env", "settings"),
+    [
+        ("Classic/CartPole", {"shared": False, "hidden_sizes": (16,)}),
+        ("Classic/CartPole", {"normalize_advantage": True, "optimizer": "adam"}),
+        ("Atari/Pong", {"num_steps": 5}),
+    ],
+)
+@pytest.mark.parametrize("chunk", [4, 2])
+def test_kept_forward_passes_make_the_same_update(env, settings, chunk):
+    """Bit for bit, as long as the samples are added up in the same order: row by row."""
+    common = {"env": env, "num_envs": 4, "precision": "fp32", "micro_batch": chunk, "ent_coef": 0.01, **settings}
+    kept, kept_metrics = parameters_after(4, TrainConfig(reuse_forward="on", **common))
+    fresh, fresh_metrics = parameters_after(4, TrainConfig(reuse_forward="off", **common))
+    assert torch.equal(kept, fresh)
+    assert torch.equal(kept_metrics.nan_to_num(), fresh_metrics.nan_to_num())
+
+
+def test_kept_forward_passes_agree_with_a_whole_batch():
+    common = {"num_envs": 8, "num_steps": 6, "lr": 1e-3}
+    kept, _ = parameters_after(5, TrainConfig(reuse_forward="on", **common))
+    fresh, _ = parameters_after(5, TrainConfig(reuse_forward="off", **common))
+    torch.testing.assert_close(kept, fresh, rtol=1e-4, atol=1e-5)
+
+
+def test_an_update_lets_go_of_the_graphs():
+    config = TrainConfig(reuse_forward="on", num_envs=2)
+    envs = make_host_envs(resolve(config.env), 2, seeds=[0, 1], options={})
+    try:
+        parts = assemble(config, envs, torch.device("cpu"))
+        rollout = parts.collector.collect()
+        assert len(rollout.forwards) == config.num_steps
+        parts.learner.update(rollout, 0.0)
+        assert not rollout.forwards
+        parts.collector.collect()
+        assert len(parts.collector.collect().forwards) == config.num_steps, "graphs of a rollout not learnt from stay"
+    finally:
+        envs.close()
