@@ -28,8 +28,8 @@ class RunError(Fasta2cError):
 class Stopped(Fasta2cError):
     """A signal ended the run after a checkpoint was saved (exit 128 + signal number)."""
 
-    def __init__(self, signum: int, message: str = "") -> None:
-        super().__init__(message or f"stopped by {signal.Signals(signum).name}")
+    def __init__(self, signum: int, advice: str = "") -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}{advice and f'; {advice}'}")
         self.signum = signum
         self.exit_code = 128 + signum
 

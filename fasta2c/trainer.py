@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -159,7 +160,8 @@ class Trainer:
             with contextlib.suppress(*([RunError] if status == "failed" else [])):
                 self.directory.write_summary({"status": status, **self._summary()})
         if signals.received is not None:
-            raise Stopped(signals.received)
+            folder = shlex.quote(str(self.directory.path))
+            raise Stopped(signals.received, f"go on with: fasta2c train --resume {folder}")
         return TrainResult(
             run_dir=self.directory.path,
             env_steps=self.env_steps,

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import signal
-import threading
 from pathlib import Path
 
 import pytest
@@ -163,15 +162,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_update(tmp_path, 
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_saves_and_stops(tmp_path, signum):
-    timer = threading.Timer(2.0, os.kill, (os.getpid(), signum))
-    timer.start()
-    try:
-        with pytest.raises(Stopped) as stopped:
-            train(config(tmp_path, total_steps=10**9))
-    finally:
-        timer.cancel()
+def test_a_signal_saves_and_stops(tmp_path, signum, monkeypatch):
+    real = Learner.update
+    calls = []
+
+    def signalled(self, rollout, progress):
+        calls.append(1)
+        if len(calls) == 13:
+            os.kill(os.getpid(), signum)
+        return real(self, rollout, progress)
+
+    monkeypatch.setattr(Learner, "update", signalled)
+    with pytest.raises(Stopped) as stopped:
+        train(config(tmp_path, total_steps=10**9))
     assert stopped.value.exit_code == 128 + signum
+    assert f"--resume {tmp_path / 'run'}" in str(stopped.value)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "stopped" and load(tmp_path / "run")["env_steps"] == summary["env_steps"] > 0
 
