@@ -115,7 +115,9 @@ class Progress:
         """`train: 51,200 / 1,000,000 env steps (5%), 2,400/s, return 21.5, 6:35 left`."""
         share = self._done / max(self._total, 1)
         rate = f"{self._rate:,.0f}" if self._rate >= 100 else f"{self._rate:.3g}"
-        parts = [f"{self._description}: {self._done:,} / {self._total:,} {self._unit} ({share:.0%})", f"{rate}/s"]
+        parts = [f"{self._description}: {self._done:,} / {self._total:,} {self._unit} ({share:.0%})"]
+        if self._rate > 0:  # the first update tells no speed
+            parts.append(f"{rate}/s")
         if self._return is not None:
             parts.append(f"return {self._return:.4g}")
         if self._rate > 0 and self._done < self._total:

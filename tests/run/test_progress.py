@@ -106,7 +106,7 @@ def test_hours_and_an_unknown_rate(clock: Clock) -> None:
         clock.now += 6
         shown.update(0, sps=1000.0, episode_return=-1.0)
     first, second = stream.getvalue().splitlines()
-    assert first == "train: 0 / 10,000,000 env steps (0%), 0/s, return 0"
+    assert first == "train: 0 / 10,000,000 env steps (0%), return 0"
     assert second.endswith("return -1, 2:46:40 left")
 
 
