@@ -23,6 +23,8 @@ import fasta2c.run
 from fasta2c import cli
 from fasta2c.config import TrainConfig, load_preset, to_plain
 from fasta2c.errors import RunError, Stopped, UserError
+from fasta2c.run import checkpoint
+from fasta2c.run.directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = types.SimpleNamespace(
@@ -144,14 +146,13 @@ def test_a_run_without_an_episode(trainer: Recorder, capsys: pytest.CaptureFixtu
 
 
 @pytest.fixture
-def saved_run(monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
-    """A run directory, `RUN`, whose checkpoint holds the configuration returned."""
+def saved_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    """The configuration in the checkpoint of a run directory, `RUN`."""
     config = TrainConfig(env="Atari/Pong", gamma=0.5, total_steps=100, env_kwargs={"a": 1})
-    fake = types.ModuleType("fasta2c.run.checkpoint")
-    fake.resolve = lambda path: path / "checkpoints" / "latest.pt"  # type: ignore[attr-defined]
-    fake.load = lambda file: {"config": to_plain(config)}  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "fasta2c.run.checkpoint", fake)
-    monkeypatch.setattr(fasta2c.run, "checkpoint", fake, raising=False)
+    monkeypatch.chdir(tmp_path)
+    run = RunDirectory.create(Path("RUN"), env=config.env, seed=0)
+    checkpoint.save(run, {"config": to_plain(config), "spec": {}, "model": {}}, env_steps=1)
+    run.close()
     return config
 
 
