@@ -31,7 +31,7 @@ stage() {
 }
 
 tests() {
-    stage tests 150 "$python" -m pytest -q -m gpu --junitxml="$scratch/tests.xml"
+    stage tests 120 "$python" -m pytest -q -m gpu --junitxml="$scratch/tests.xml"
     [[ -s $scratch/tests.xml ]] || return 0
     "$python" - "$scratch/tests.xml" >"$out/gpu_tests.json" <<'PY'
 import json, sys, xml.etree.ElementTree as xml
@@ -53,7 +53,7 @@ pong() {
 tests
 stage gae 50 "$python" benchmarks/gae.py --sizes 8x256 128x4096 512x65536 --seconds 0.3 --repeats 3 --json "$out/gae.json"
 for envs in 256 1024 4096; do
-    stage "throughput Pong $envs" 50 "$python" benchmarks/throughput.py --env Atari/Pong --num-envs "$envs" --num-steps 8 \
+    stage "throughput Pong $envs" 60 "$python" benchmarks/throughput.py --env Atari/Pong --num-envs "$envs" --num-steps 8 \
         --seconds 1.5 --repeats 3 --json "$out/throughput_pong_$envs.json"
 done
 stage "throughput CartPole 4096" 50 "$python" benchmarks/throughput.py --env Classic/CartPole --num-envs 4096 \
