@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def sb3_sps(env: str, num_envs: int, seconds: float) -> float:
     env_id = resolve(env)
     atari = env_id.family == "Atari"
     options: dict[str, Any] = {"reward_clip": True, "episodic_life": True, "stack_num": 4} if atari else {}
+    warnings.filterwarnings("ignore", message=".*precision lowered.*")
     pool: Any = envpool.make_gymnasium(env_id.backend_id, num_envs=num_envs, seed=spread_seeds(0, num_envs), **options)
 
     class Adapter(VecEnv):

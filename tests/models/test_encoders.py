@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fasta2c.errors import UserError
-from fasta2c.models.encoders import MLP, NatureCNN, build_encoder, choose_encoder
+from fasta2c.models.encoders import MLP, NatureCNN, Tanh, build_encoder, choose_encoder
 
 
 @pytest.mark.parametrize(
@@ -70,3 +70,16 @@ def test_relu_and_tanh_differ():
         torch.manual_seed(0)
         out = MLP((4,), (64,), name, scale=1.0)(x)
         assert out.min() >= low and out.max() <= high
+
+
+@pytest.mark.parametrize("size", [Tanh.LONG - 1, Tanh.LONG])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tanh_and_its_derivative_are_torchs(size, dtype):
+    x = torch.linspace(-12, 12, size).to(dtype).requires_grad_()
+    wanted = torch.tanh(x.detach().double())
+    found = Tanh()(x)
+    found.sum().backward()
+    tolerance = 2e-7 if dtype is torch.float32 else 4e-3
+    torch.testing.assert_close(found.detach().double(), wanted, rtol=0, atol=tolerance)
+    torch.testing.assert_close(x.grad.double(), 1 - wanted**2, rtol=0, atol=2 * tolerance)
+    assert torch.isfinite(Tanh()(torch.full((size,), 1e30))).all()
