@@ -42,10 +42,11 @@ def forms(rewards: Tensor, values: Tensor, terminated: Tensor, truncated: Tensor
     arguments = (rewards, values, terminated, truncated)
 
     def ours(name: str) -> Form:
-        function = build_gae(name)
+        function = build_gae(name, rewards.device)
         return lambda: function(*arguments, gamma=GAMMA, gae_lambda=GAE_LAMBDA)
 
-    found = {name: ours(name) for name in ("scan", "compiled")}
+    names = ("scan", "compiled", "triton") if rewards.device.type == "cuda" else ("scan", "compiled")
+    found = {name: ours(name) for name in names}
     if importlib.util.find_spec("torchrl") is not None:
         from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
 

@@ -55,8 +55,8 @@ class TrainConfig:
     """Discount for one env step."""
     gae_lambda: Unit = 0.95
     """GAE's lambda: 1 gives n-step returns, 0 one-step TD errors."""
-    gae: Literal["auto", "scan", "compiled"] = "auto"
-    """How advantages are computed: plain reverse scan, or the same compiled."""
+    gae: Literal["auto", "scan", "compiled", "triton"] = "auto"
+    """How advantages are computed: plain reverse scan, the same compiled, or one Triton kernel (on a GPU, auto)."""
     lr: Positive = 7e-4
     """Learning rate."""
     critic_lr: Positive | None = None

@@ -5,12 +5,14 @@ Shapes: T rows, E environments; `TE` in a name is [T, E], `T1E` is [T + 1, E].
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fasta2c import accel
+from fasta2c.errors import UserError
 
 
 class AdvantageFunction(Protocol):
@@ -61,8 +63,19 @@ def gae(
     return advantages_TE, advantages_TE + values_TE
 
 
-def build_gae(name: str) -> AdvantageFunction:
-    """The form of `gae` called "auto", "scan" or "compiled"; auto is the scan."""
+def build_gae(name: str, device: torch.device) -> AdvantageFunction:
+    """The form of `gae` called "auto", "scan", "compiled" or "triton"; auto is Triton's on a GPU, else the scan.
+
+    Raises:
+        UserError: "triton" where it cannot run.
+    """
+    has_triton = device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    if name == "triton" and not has_triton:
+        raise UserError(f"gae: triton needs a CUDA device and the package triton, not {device}; use auto.")
+    if name == "triton" or (name == "auto" and has_triton):
+        from fasta2c.learning.gae_triton import gae_triton
+
+        return gae_triton
     return accel.maybe_compile(gae, enabled=name == "compiled")
 
 

@@ -45,7 +45,7 @@ class Learner:
         self._config = config
         self._forward = forward
         self._samples = samples
-        self._gae = build_gae(config.gae)
+        self._gae = build_gae(config.gae, next(model.parameters()).device)
 
     def update(self, rollout: RolloutBuffer, progress: float) -> Tensor:
         """One optimizer step on `rollout`, at `progress` (0 to 1) of the run.

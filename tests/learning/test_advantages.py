@@ -57,7 +57,9 @@ def test_matches_the_reference(name, lam):
     values = torch.randn(12, 7, generator=generator, dtype=torch.float64)
     terminated = torch.rand(11, 7, generator=generator) < 0.2
     truncated = torch.rand(11, 7, generator=generator) < 0.2
-    advantages, returns = build_gae(name)(rewards, values, terminated, truncated, gamma=0.9, gae_lambda=lam)
+    advantages, returns = build_gae(name, torch.device("cpu"))(
+        rewards, values, terminated, truncated, gamma=0.9, gae_lambda=lam
+    )
     expected = reference(*(x.numpy() for x in (rewards, values, terminated, truncated)), 0.9, lam)
     np.testing.assert_allclose(advantages.numpy(), expected, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(returns.numpy(), expected + values[:-1].numpy(), rtol=1e-12, atol=1e-12)
