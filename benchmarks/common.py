@@ -19,10 +19,10 @@ from fasta2c import accel
 from fasta2c.config import TrainConfig, load_preset
 from fasta2c.envs.base import HostEnvs, Row, spread_seeds
 from fasta2c.envs.ids import resolve
-from fasta2c.envs.make import make_host_envs
+from fasta2c.envs.make import make_env_groups
 
 
-class Replay:
+class Replay(HostEnvs):
     """Environments that cost nothing: they return recorded rows over and over, whatever is done."""
 
     def __init__(self, envs: HostEnvs, rows: int) -> None:
@@ -35,7 +35,10 @@ class Replay:
         """The first recorded frames."""
         return self._first
 
-    def step(self, actions: np.ndarray[Any, Any]) -> Row:
+    def send(self, actions: np.ndarray[Any, Any]) -> None:
+        """Nothing to do."""
+
+    def receive(self) -> Row:
         """The next recorded row."""
         self._next = (self._next + 1) % len(self._rows)
         return self._rows[self._next]
@@ -51,11 +54,12 @@ def with_preset(**given: Any) -> TrainConfig:
     return config.with_preset(load_preset(env_id.family, env_id.name))
 
 
-def make_envs(config: TrainConfig) -> HostEnvs:
-    """The environments of `config`, seeded as the trainer seeds them."""
-    return make_host_envs(
+def make_envs(config: TrainConfig, device: torch.device) -> list[HostEnvs]:
+    """The environments of `config`, grouped and seeded as the trainer does it."""
+    return make_env_groups(
         resolve(config.env),
         config.num_envs,
+        groups=accel.env_groups(config.env_groups, config.num_envs, device),
         seeds=spread_seeds(config.seed, config.num_envs),
         options=config.env_kwargs,
         num_threads=config.env_threads,

@@ -36,7 +36,7 @@ def fasta2c_sps(env: str, num_envs: int, num_steps: int | None, seconds: float) 
     given: dict[str, Any] = {"env": env, "num_envs": num_envs}
     config = with_preset(**given, **({"num_steps": num_steps} if num_steps else {}))
     device = accel.resolve_device(config.device)
-    parts = assemble(config, make_envs(config), device)
+    parts = assemble(config, make_envs(config, device), device)
 
     def work() -> int:
         before = parts.collector.env_steps

@@ -32,13 +32,18 @@ def measure(seconds: float, repeats: int, **flags: Any) -> dict[str, Any]:
     config = with_preset(**flags)
     device = accel.resolve_device(config.device)
     began = time.perf_counter()
-    envs = make_envs(config)
-    training, replayed = assemble(config, envs, device), assemble(config, Replay(envs, rows=8), device)
-    row_count = config.rollout_rows
+    envs = make_envs(config, device)
+    training, replayed = assemble(config, envs, device), assemble(config, [Replay(e, rows=8) for e in envs], device)
+    row_count = config.num_steps * config.num_envs
     apart = {"act": 0.0, "update": 0.0}
 
     def raw() -> int:
-        return sum(int(envs.step(random_actions(envs, n)).valid.sum()) for n in range(config.num_steps))
+        valid = 0
+        for n in range(config.num_steps):
+            for group in envs:
+                group.send(random_actions(group, n))
+            valid += sum(int(group.receive().valid.sum()) for group in envs)
+        return valid
 
     def net() -> int:
         start = time.perf_counter()
@@ -73,7 +78,8 @@ def measure(seconds: float, repeats: int, **flags: Any) -> dict[str, Any]:
         found["train"].append(rate(train, 2 * seconds, device))
         line = ", ".join(f"{name} {values[-1]:,.0f}" for name, values in found.items())
         print(f"{n + 1}/{repeats}: {line} env steps/s", file=sys.stderr)
-    envs.close()
+    for group in envs:
+        group.close()
     sps = {f"{name}_sps": spread(values) for name, values in found.items()}
     medians = {name: value["median"] for name, value in sps.items()}
     on_gpu = device.type == "cuda"
@@ -105,6 +111,8 @@ def main() -> int:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--reuse-forward", choices=("auto", "on", "off"), default="auto")
     parser.add_argument("--micro-batch", type=int, default=0)
+    parser.add_argument("--env-groups", type=lambda text: text if text == "auto" else int(text), default="auto")
+    parser.add_argument("--env-threads", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=5.0, help="of raw, twice of the others (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="turns (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="file to write")

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from fasta2c.errors import UserError
 
@@ -70,6 +72,11 @@ def set_threads(*, convolutional: bool) -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)) if convolutional else 1)
 
 
+def env_groups(requested: int | str, num_envs: int, device: torch.device) -> int:
+    """Groups the environments take turns in, unless `requested` says."""
+    return 1 if isinstance(requested, str) else requested
+
+
 def micro_batch(requested: int, device: torch.device, *, convolutional: bool) -> int:
     """Samples a forward and backward pass takes at once, unless `requested` says.
 
@@ -89,3 +96,20 @@ def graph_budget(device: torch.device) -> int:
     with contextlib.suppress(OSError, ValueError):
         total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return total // 4
+
+
+class Download:
+    """Brings tensors like `like` to the host, where they are waited for by an event of their own."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._pinned = torch.empty_like(like, device="cpu", pin_memory=True) if like.is_cuda else None
+        self._arrived = torch.cuda.Event() if like.is_cuda else None
+
+    def __call__(self, tensor: Tensor) -> NDArray[Any]:
+        """`tensor` as an array: its own memory on a CPU, else memory that the next call overwrites."""
+        if self._pinned is None or self._arrived is None:
+            return tensor.numpy()
+        self._pinned.copy_(tensor, non_blocking=True)
+        self._arrived.record()
+        self._arrived.synchronize()
+        return self._pinned.numpy()

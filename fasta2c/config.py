@@ -46,6 +46,8 @@ class TrainConfig:
     """Compile the network with torch.compile (a minute at the start, faster afterwards)."""
     env_threads: Whole = 0
     """EnvPool's threads; 0 takes one for each core this process may use."""
+    env_groups: Count | Literal["auto"] = "auto"
+    """Groups of environments that take turns: while one steps, the network acts for the next; 1 has no turns."""
     micro_batch: Whole = 0
     """Samples whose gradient is computed at once; 0 chooses by device. The update is the same, memory is not."""
     reuse_forward: Literal["auto", "on", "off"] = "auto"
@@ -120,11 +122,6 @@ class TrainConfig:
         if not self.env.strip():
             raise UserError("env: an environment id is needed, such as Atari/Pong.")
 
-    @property
-    def rollout_rows(self) -> int:
-        """T x E, the rows (valid or not) one update is made of."""
-        return self.num_steps * self.num_envs
-
     def with_preset(self, preset: Mapping[str, Any]) -> TrainConfig:
         """This configuration with `preset` filled into the fields that were not given.
 
@@ -139,7 +136,7 @@ class TrainConfig:
 # What --resume may change: nothing here alters what is learnt, except that a longer run stretches the schedules.
 RESUMABLE = frozenset(
     {"total_steps", "log_interval", "checkpoint_interval", "eval_interval", "eval_episodes", "quiet", "env_threads"}
-    | {"device", "compile", "micro_batch", "reuse_forward"}
+    | {"device", "compile", "env_groups", "micro_batch", "reuse_forward"}
 )
 
 # What a run's config.yaml holds beside the configuration.

@@ -75,7 +75,11 @@ def check(name: str, value: Any, hint: Any) -> None:
             if isinstance(bounds, Range) and not bounds.holds(value):
                 raise UserError(f"{name}: {show(value)} is out of range; it must be {bounds}.")
     elif origin in (typing.Union, types.UnionType):
-        if value is not None:
+        words = next((typing.get_args(o) for o in options if typing.get_origin(o) is Literal), ())
+        if words and isinstance(value, str):
+            if value not in words:
+                raise UserError(f"{name}: {show(value)} is neither a number nor {' nor '.join(words)}.")
+        elif value is not None or type(None) not in options:
             check(name, value, next(o for o in options if o is not type(None)))
     elif origin is Literal:
         if not isinstance(value, str) or value not in options:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,8 @@ from fasta2c.timing import PhaseTimer
 class Parts:
     """One run's moving parts; `learner.update(collector.collect(), progress)` is the whole of its loop."""
 
-    envs: HostEnvs
+    envs: Sequence[HostEnvs]
+    """In groups that take turns."""
     model: ActorCritic
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
@@ -37,16 +39,17 @@ class Parts:
     """What the user should know of how they were put together."""
 
 
-def assemble(config: TrainConfig, envs: HostEnvs, device: torch.device) -> Parts:
-    """The parts of a run of `config` (its preset filled in) over `envs`, with fresh parameters on `device`."""
+def assemble(config: TrainConfig, envs: Sequence[HostEnvs], device: torch.device) -> Parts:
+    """The parts of a run of `config` (its preset filled in) over groups of `envs`, fresh parameters on `device`."""
+    spec, num_envs = envs[0].spec, sum(group.num_envs for group in envs)
     torch.manual_seed(config.seed)
-    model = build_model(envs.spec, config, device)
+    model = build_model(spec, config, device)
     optimizer = build_optimizer(model, config)
     generator = torch.Generator(device).manual_seed(config.seed)
     timer = PhaseTimer()
     forward = accel.maybe_compile(model, enabled=config.compile)
     samples = accel.micro_batch(config.micro_batch, device, convolutional=model.convolutional)
-    buffer = RolloutBuffer(config.num_steps, config.num_envs, envs.spec, device)
+    buffer = RolloutBuffer(config.num_steps, num_envs, spec, device)
     reuse = decide(config.reuse_forward, model, buffer, samples=samples, budget=accel.graph_budget(device))
     collector = Collector(
         envs, forward, buffer, generator=generator, samples=samples, timer=timer, keep_graph=reuse.keep

@@ -17,7 +17,7 @@ from fasta2c import accel
 from fasta2c.config import TrainConfig, check_resumable, from_plain, load_preset, to_plain
 from fasta2c.envs.base import spread_seeds
 from fasta2c.envs.ids import resolve
-from fasta2c.envs.make import make_host_envs
+from fasta2c.envs.make import make_env_groups
 from fasta2c.errors import RunError, Stopped, UserError
 from fasta2c.evaluation import make_eval_envs, play
 from fasta2c.learning.learner import METRICS
@@ -108,10 +108,16 @@ class Trainer:
         env_id = resolve(config.env)
         # A resumed run starts new games: with other seeds, so that it does not replay the old ones.
         seeds = spread_seeds(config.seed, config.num_envs, stream=self.resumes)
-        envs = make_host_envs(
-            env_id, config.num_envs, seeds=seeds, options=config.env_kwargs, num_threads=config.env_threads
+        envs = make_env_groups(
+            env_id,
+            config.num_envs,
+            groups=accel.env_groups(config.env_groups, config.num_envs, self.device),
+            seeds=seeds,
+            options=config.env_kwargs,
+            num_threads=config.env_threads,
         )
-        resources.callback(envs.close)
+        for group in envs:
+            resources.callback(group.close)
         self.parts = assemble(config, envs, self.device)
         self.collector, self.learner, self.timer = self.parts.collector, self.parts.learner, self.parts.timer
 
@@ -261,7 +267,7 @@ class Trainer:
     def _evaluate(self) -> float:
         envs = make_eval_envs(self.config, min(self.config.eval_episodes, 32), self.device)
         try:
-            policy = Policy(self.parts.model, self.parts.envs.spec, self.config, self.device, seed=self.config.seed)
+            policy = Policy(self.parts.model, self.parts.envs[0].spec, self.config, self.device, seed=self.config.seed)
             return play(policy, envs, self.config.eval_episodes).mean_return
         finally:
             envs.close()
@@ -286,7 +292,7 @@ class Trainer:
         """What a checkpoint holds: tensors and plain values."""
         return {
             "config": to_plain(self.config),
-            "spec": self.parts.envs.spec.to_plain(),
+            "spec": self.parts.envs[0].spec.to_plain(),
             "model": self.parts.model.state_dict(),
             "optimizer": self.parts.optimizer.state_dict(),
             "generator": self.parts.generator.get_state(),

@@ -48,6 +48,11 @@ def test_small_networks_get_one_thread():
         torch.set_num_threads(before)
 
 
+def test_a_download_is_the_tensors_own_memory_on_a_cpu():
+    x = torch.arange(4)
+    assert accel.Download(x)(x[1:]).ctypes.data == x[1:].data_ptr()
+
+
 def test_a_requested_micro_batch_wins():
     cuda = torch.device("cuda")
     assert accel.micro_batch(7, CPU, convolutional=True) == 7

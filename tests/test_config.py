@@ -110,7 +110,7 @@ def test_a_config_cannot_be_changed_but_replaced() -> None:
     config = TrainConfig(num_envs=4)
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.num_envs = 5  # type: ignore[misc]
-    assert dataclasses.replace(config, num_steps=3).rollout_rows == 12
+    assert dataclasses.replace(config, num_steps=3).num_envs == 4
     with pytest.raises(UserError, match="num_steps"):
         dataclasses.replace(config, num_steps=0)
 

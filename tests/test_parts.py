@@ -12,7 +12,7 @@ from fasta2c.parts import assemble
 def parameters_after(updates, config):
     envs = make_host_envs(resolve(config.env), config.num_envs, seeds=list(range(config.num_envs)), options={})
     try:
-        parts = assemble(config, envs, torch.device("cpu"))
+        parts = assemble(config, [envs], torch.device("cpu"))
         metrics = [parts.learner.update(parts.collector.collect(), 0.1) for _ in range(updates)]
         assert not parts.collector.collect().forwards or config.reuse_forward == "on"
         return torch.cat([p.detach().flatten() for p in parts.model.parameters()]), torch.stack(metrics)
@@ -49,7 +49,7 @@ def test_an_update_lets_go_of_the_graphs():
     config = TrainConfig(reuse_forward="on", num_envs=2)
     envs = make_host_envs(resolve(config.env), 2, seeds=[0, 1], options={})
     try:
-        parts = assemble(config, envs, torch.device("cpu"))
+        parts = assemble(config, [envs], torch.device("cpu"))
         rollout = parts.collector.collect()
         assert len(rollout.forwards) == config.num_steps
         parts.learner.update(rollout, 0.0)

@@ -70,7 +70,10 @@ class EnvSpec:
 
 
 class HostEnvs(Protocol):
-    """A batch of environments stepped together on the host."""
+    """A batch of environments stepped together on the host.
+
+    A backend may step between `send` and `receive`, while the caller does something else.
+    """
 
     spec: EnvSpec
     num_envs: int
@@ -82,8 +85,16 @@ class HostEnvs(Protocol):
     def reset(self) -> NDArray[Any]:
         """Start every episode anew; returns the first observations (frames) [E, ...]."""
 
+    def send(self, actions: NDArray[np.int64]) -> None:
+        """Begin to step every environment with `actions` [E], which must not change until `receive`."""
+
+    def receive(self) -> Row:
+        """What the step that was sent brought; the returned arrays are the caller's to keep."""
+
     def step(self, actions: NDArray[np.int64]) -> Row:
-        """Step every environment with `actions` [E]; the returned arrays are the caller's to keep."""
+        """Step every environment with `actions` [E], and wait."""
+        self.send(actions)
+        return self.receive()
 
     def close(self) -> None:
         """Give back threads and windows."""

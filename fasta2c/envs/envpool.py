@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fasta2c.envs.base import EnvSpec, Row, spec_of
+from fasta2c.envs.base import EnvSpec, HostEnvs, Row, spec_of
 from fasta2c.envs.ids import EnvId
 from fasta2c.errors import UserError, did_you_mean
 
@@ -32,7 +32,7 @@ _RANGES = {
 }
 
 
-class EnvPoolEnvs:
+class EnvPoolEnvs(HostEnvs):
     """`num_envs` environments of one EnvPool id, stepped in lockstep.
 
     Args:
@@ -88,10 +88,13 @@ class EnvPoolEnvs:
         self._previous_done = np.zeros(self.num_envs, dtype=np.bool_)
         return self._observations(self._receive())
 
-    def step(self, actions: NDArray[np.int64]) -> Row:
-        """Step every environment with `actions` [E]."""
+    def send(self, actions: NDArray[np.int64]) -> None:
+        """Hand `actions` [E] to EnvPool's threads, which begin at once."""
         # EnvPool's own `step` does the same through a tree library, at a cost that cheap environments feel.
         self._pool._send([self._ids, self._ids, actions.astype(self._action_dtype)])
+
+    def receive(self) -> Row:
+        """Wait for the step that was sent."""
         state = self._receive()
         done, truncated, rewards = state["done"], state["trunc"], state["reward"]
         terminated = done & ~truncated

@@ -27,18 +27,24 @@ class EpisodeStatistics:
         self.count = 0
         """Games finished so far."""
 
-    def update(self, row: Row) -> list[tuple[int, float, int]]:
-        """Take in one row; returns (environment, return, length in env steps) of each game that ended on it."""
-        self._returns += np.where(row.valid, row.scores, 0.0)
-        self._lengths += row.valid
+    def update(self, row: Row, envs: slice = slice(None)) -> list[tuple[int, float, int]]:
+        """Take in one row of the environments `envs`.
+
+        Returns:
+            (environment, return, length in env steps) of each game that ended on it.
+        """
+        returns, lengths = self._returns[envs], self._lengths[envs]
+        returns += np.where(row.valid, row.scores, 0.0)
+        lengths += row.valid
         (ended,) = np.nonzero(row.game_over & row.valid)
         if not len(ended):
             return []
-        games = [(int(e), float(self._returns[e]), int(self._lengths[e])) for e in ended]
+        first = envs.start or 0
+        games = [(first + int(e), float(returns[e]), int(lengths[e])) for e in ended]
         self._finished.extend((score, length) for _, score, length in games)
         self.count += len(games)
-        self._returns[ended] = 0.0
-        self._lengths[ended] = 0
+        returns[ended] = 0.0
+        lengths[ended] = 0
         return games
 
     @property

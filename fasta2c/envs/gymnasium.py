@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from fasta2c.envs.base import EnvSpec, Row, spec_of
+from fasta2c.envs.base import EnvSpec, HostEnvs, Row, spec_of
 from fasta2c.envs.ids import EnvId
 from fasta2c.errors import UserError, did_you_mean
 
@@ -19,7 +19,7 @@ from fasta2c.errors import UserError, did_you_mean
 _MAKE_OPTIONS = ("max_episode_steps", "disable_env_checker")
 
 
-class GymnasiumEnvs:
+class GymnasiumEnvs(HostEnvs):
     """`num_envs` environments of one Gymnasium id (`ID` or `module:ID`), stepped in lockstep.
 
     Args:
@@ -57,6 +57,7 @@ class GymnasiumEnvs:
         self._first_action = int(getattr(actions, "start", 0))
         self._dtype = np.dtype(self.spec.dtype)
         self._previous_done = np.zeros(num_envs, dtype=np.bool_)
+        self._sent = np.zeros(num_envs, dtype=np.int64)
 
     def reset(self) -> NDArray[Any]:
         """Start every episode anew, from the seeds the first time; returns the first observations [E, ...]."""
@@ -64,9 +65,13 @@ class GymnasiumEnvs:
         self._previous_done = np.zeros(self.num_envs, dtype=np.bool_)
         return observations.astype(self._dtype, copy=False)
 
-    def step(self, actions: NDArray[np.int64]) -> Row:
-        """Step every environment with `actions` [E], counted from 0."""
-        observations, rewards, terminated, truncated, _ = self._envs.step(actions + self._first_action)
+    def send(self, actions: NDArray[np.int64]) -> None:
+        """Keep `actions` [E], counted from 0, for `receive`: these environments step while the caller waits."""
+        self._sent = actions + self._first_action
+
+    def receive(self) -> Row:
+        """Step every environment with the actions that were sent."""
+        observations, rewards, terminated, truncated, _ = self._envs.step(self._sent)
         rewards = np.asarray(rewards, dtype=np.float32)
         done = terminated | truncated
         row = Row(

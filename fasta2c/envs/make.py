@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import gymnasium
@@ -26,6 +27,30 @@ def make_host_envs(
     if env_id.backend == "gymnasium":
         return GymnasiumEnvs(env_id, num_envs, seeds=seeds, options=options)
     return EnvPoolEnvs(env_id, num_envs, seeds=seeds, options=options, num_threads=num_threads)
+
+
+def make_env_groups(
+    env_id: EnvId, num_envs: int, *, groups: int, seeds: list[int], options: dict[str, Any], num_threads: int = 0
+) -> list[HostEnvs]:
+    """The environments of `env_id` in `groups` parts of nearly equal size, each stepped by itself.
+
+    Environment i has the i-th seed whatever the parts. They share `num_threads` threads, rounded up (0: as many as
+    cores): while some of them wait for the network, the others step.
+
+    Raises:
+        UserError: as the backends say.
+    """
+    threads = -(-(num_threads or len(os.sched_getaffinity(0))) // groups)
+    made: list[HostEnvs] = []
+    try:
+        for part in np.array_split(np.arange(num_envs), min(groups, num_envs)):
+            own = seeds[part[0] : part[-1] + 1]
+            made.append(make_host_envs(env_id, len(own), seeds=own, options=options, num_threads=threads))
+    except BaseException:
+        for envs in made:
+            envs.close()
+        raise
+    return made
 
 
 def make_envs(env_id: str, num_envs: int, *, seed: int, device: str = "cpu", **options: Any) -> VectorEnvs:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -79,11 +80,12 @@ class NatureCNN(nn.Module):
 
 
 class _Tanh(torch.autograd.Function):
-    """tanh(x) = 2 sigmoid(2 x) - 1, whose absolute error is 1e-7; the derivative is tanh's own, 1 - y^2."""
+    """tanh by numpy, its derivative by torch."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        y = (2 * x).sigmoid_().mul_(2).sub_(1)
+        y = torch.empty_like(x)
+        np.tanh(x.detach().numpy(), out=y.numpy())
         ctx.save_for_backward(y)
         return y
 
@@ -94,15 +96,15 @@ class _Tanh(torch.autograd.Function):
 
 
 class Tanh(nn.Module):
-    """tanh, for long inputs on a CPU by way of the sigmoid: torch's own takes ten times as long (2.1 ns an element)."""
+    """tanh, on a CPU by numpy: torch's own takes ten times as long (2.1 ns an element against 0.2)."""
 
     # Below, what a function of our own costs to call is more than it saves.
-    LONG = 8192
+    LONG = 4096
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape to the same shape."""
-        by_sigmoid = x.device.type == "cpu" and x.dtype is torch.float32 and x.numel() >= self.LONG
-        return _Tanh.apply(x) if by_sigmoid else torch.tanh(x)
+        by_numpy = x.device.type == "cpu" and x.dtype is torch.float32 and x.numel() >= self.LONG
+        return _Tanh.apply(x) if by_numpy and not torch.compiler.is_compiling() else torch.tanh(x)
 
 
 class MLP(nn.Module):

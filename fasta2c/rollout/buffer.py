@@ -6,12 +6,13 @@ Shapes: T rows, E environments, S frames a stack; `TE` in a name is [T, E], `T1E
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from fasta2c.envs.base import EnvSpec
+from fasta2c.envs.base import EnvSpec, Row
 from fasta2c.envs.frames import stack_frames
 
 Chunk = tuple[slice, slice]
@@ -29,7 +30,9 @@ class Forward(NamedTuple):
 class RolloutBuffer:
     """T rows of E environments. Observation t is what action t was taken at; observation T follows the last row.
 
-    Frames are kept singly, T + S of them; `carry_over` moves the last S to the front for the next rollout.
+    Frames are kept singly, T + S of them; `carry_over` moves the last S to the front for the next rollout. On a CPU
+    the tensors are filled in place. Beside a GPU they are filled through pinned memory that is used again and again,
+    never waiting: whoever stores a row has waited for the actions that led to it, and so for the copies before.
 
     Args:
         num_steps: T.
@@ -52,18 +55,34 @@ class RolloutBuffer:
         self.truncated_TE = torch.zeros(grid, dtype=torch.bool, device=device)
         self.valid_TE = torch.zeros(grid, dtype=torch.bool, device=device)
         self.values_T1E = torch.zeros((num_steps + 1, num_envs), device=device)
+        returned = (self.rewards_TE, self.terminated_TE, self.truncated_TE, self.valid_TE)
+        self._returned = [(x, _host_side(x)) for x in returned]
+        self._frames = [(x, _host_side(x[:1] if x.is_cuda else x)) for x in (self.frames, self.fills)]
         self.forwards: list[Forward] = []
         """The forward passes that acted, with their graphs, if the collector keeps them; the learner takes them."""
 
-    def start(self, frames: Tensor) -> None:
-        """Take `frames` [E, ...], each opening a game, as what the first `carry_over` brings to the front."""
-        self.frames[-1].copy_(frames)
-        self.fills[-1] = True
+    def start(self, frames: NDArray[Any], envs: slice) -> None:
+        """Take the `frames` of `envs`, each opening a game, as what the first `carry_over` brings to the front."""
+        self.frames[-1, envs] = torch.from_numpy(frames).to(self.frames.device)
+        self.fills[-1, envs] = True
 
-    def add_frames(self, t: int, frames: Tensor, first: Tensor) -> None:
-        """Keep the frames [E, ...] that row t returned, `first` [E] where they open a game."""
-        self.frames[self.stack + t].copy_(frames)
-        self.fills[self.stack + t].copy_(first)
+    def store(self, t: int, envs: slice, row: Row) -> None:
+        """Keep what row t brought for `envs`: frames at once, rewards and flags on the device from `upload` on."""
+        values = (row.rewards, row.terminated, row.truncated, row.valid)
+        for (_, host), value in zip(self._returned, values, strict=True):
+            host.numpy()[t, envs] = value
+        at = self.stack + t
+        for (device, host), value in zip(self._frames, (row.observations, row.first), strict=True):
+            slot = at % len(host)  # pinned memory has one row
+            host.numpy()[slot, envs] = value
+            if host is not device:
+                device[at, envs].copy_(host[slot, envs], non_blocking=True)
+
+    def upload(self) -> None:
+        """Bring the rewards and flags of all rows to the device."""
+        for device, host in self._returned:
+            if host is not device:
+                device.copy_(host, non_blocking=True)
 
     def observations(self, rows: slice, envs: slice) -> Tensor:
         """Observations of some rows (0 to T) and environments, flattened to [rows * envs, ...]."""
@@ -83,11 +102,16 @@ class RolloutBuffer:
                 yield slice(t, min(t + rows, self.num_steps)), slice(0, self.num_envs)
         else:
             for t in range(self.num_steps):
-                for envs in env_slices(self.num_envs, samples):
+                for envs in env_slices(slice(0, self.num_envs), samples):
                     yield slice(t, t + 1), envs
 
 
-def env_slices(num_envs: int, samples: int) -> Iterator[slice]:
-    """Slices of at most `samples` environments that cover all of them."""
-    for e in range(0, num_envs, samples):
-        yield slice(e, min(e + samples, num_envs))
+def _host_side(tensor: Tensor) -> Tensor:
+    """`tensor` itself on a CPU, else pinned memory of its shape."""
+    return torch.zeros_like(tensor, device="cpu", pin_memory=True) if tensor.is_cuda else tensor
+
+
+def env_slices(envs: slice, samples: int) -> Iterator[slice]:
+    """Slices of at most `samples` environments that cover `envs`."""
+    for e in range(envs.start, envs.stop, samples):
+        yield slice(e, min(e + samples, envs.stop))

@@ -1,16 +1,17 @@
 """Fills a rollout: T lockstep rows of acting, stepping and storing.
 
-Shapes: T rows, E environments.
+Shapes: T rows, E environments, G of them in one group, A actions.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fasta2c import accel
 from fasta2c.envs.base import HostEnvs
 from fasta2c.envs.episodes import EpisodeStatistics
 from fasta2c.models import distributions
@@ -19,22 +20,25 @@ from fasta2c.timing import PhaseTimer
 
 
 class Collector:
-    """Steps `envs` with the actions of `model` and keeps what comes back in one buffer, filled anew each time.
+    """Steps environments with the actions of `model` and keeps what comes back in one buffer, filled anew each time.
+
+    Groups of environments take turns: while one steps, the network acts for the next. Every row of every group is
+    acted for with the same parameters, and is there when `collect` returns, so that A2C stays synchronous.
 
     Args:
-        envs: the environments, on the host.
+        groups: the environments, on the host, in the order of the buffer's columns.
         model: observations to (logits, values).
         buffer: the rollout to fill.
         generator: where the actions' randomness comes from, on the buffer's device.
         samples: the most observations the model is called with at once.
-        timer: counts the phases "act", "env" and "copy".
+        timer: counts the phases "act", "env" (waiting for environments) and "copy".
         keep_graph: act with gradients and keep the graphs in the buffer, for an update that needs no second forward
             pass. The parameters must not change before that update.
     """
 
     def __init__(
         self,
-        envs: HostEnvs,
+        groups: Sequence[HostEnvs],
         model: nn.Module,
         buffer: RolloutBuffer,
         *,
@@ -43,17 +47,22 @@ class Collector:
         timer: PhaseTimer,
         keep_graph: bool = False,
     ) -> None:
-        self._envs = envs
         self._model = model
         self._buffer = buffer
         self._generator = generator
-        self._slices = list(env_slices(buffer.num_envs, samples))
+        self._samples = samples
         self._timer = timer
         self._keep_graph = keep_graph
-        self.episodes = EpisodeStatistics(envs.num_envs)
+        self._downloads = [accel.Download(buffer.actions_TE[0, : envs.num_envs]) for envs in groups]
+        ends = np.cumsum([envs.num_envs for envs in groups])
+        self._groups = [
+            (envs, slice(int(end) - envs.num_envs, int(end))) for envs, end in zip(groups, ends, strict=True)
+        ]
+        self.episodes = EpisodeStatistics(buffer.num_envs)
         self.env_steps = 0
         """Valid rows of all rollouts so far; a resumed run sets what it begins with."""
-        buffer.start(torch.from_numpy(envs.reset()))
+        for envs, columns in self._groups:
+            buffer.start(envs.reset(), columns)
 
     @torch.no_grad()
     def collect(self) -> RolloutBuffer:
@@ -62,42 +71,47 @@ class Collector:
         buffer.carry_over()
         buffer.forwards.clear()
         for t in range(buffer.num_steps):
+            for n, (envs, columns) in enumerate(self._groups):
+                if t > 0:
+                    self._receive(t - 1, envs, columns)
+                with timer("act"):
+                    actions = self._downloads[n](self._act(t, columns))
+                with timer("env"):
+                    envs.send(actions)
+        for envs, columns in self._groups:
+            self._receive(buffer.num_steps - 1, envs, columns)
             with timer("act"):
-                logits_EA, buffer.values_T1E[t] = self._forward(t, keep_graph=self._keep_graph)
-                buffer.actions_TE[t] = distributions.sample(logits_EA, self._generator)
-                actions = buffer.actions_TE[t].cpu().numpy()
-            with timer("env"):
-                row = self._envs.step(actions)
-                self.env_steps += int(np.count_nonzero(row.valid))
-                self.episodes.update(row)
-            with timer("copy"):
-                buffer.add_frames(t, torch.from_numpy(row.observations), torch.from_numpy(row.first))
-                _store(buffer.rewards_TE, t, row.rewards)
-                _store(buffer.terminated_TE, t, row.terminated)
-                _store(buffer.truncated_TE, t, row.truncated)
-                _store(buffer.valid_TE, t, row.valid)
-        with timer("act"):
-            _, buffer.values_T1E[buffer.num_steps] = self._forward(buffer.num_steps, keep_graph=False)
+                self._forward(buffer.num_steps, columns, keep_graph=False)
+        buffer.upload()
         return buffer
 
-    def _forward(self, t: int, *, keep_graph: bool) -> tuple[Tensor, Tensor]:
-        """Logits [E, A] and values [E] of observation t, without their graph."""
+    def _receive(self, t: int, envs: HostEnvs, columns: slice) -> None:
+        with self._timer("env"):
+            row = envs.receive()
+        with self._timer("copy"):
+            self._buffer.store(t, columns, row)
+        self.env_steps += int(np.count_nonzero(row.valid))
+        self.episodes.update(row, columns)
+
+    def _act(self, t: int, columns: slice) -> Tensor:
+        """Choose and keep the actions [G] of row t."""
+        logits_GA = self._forward(t, columns, keep_graph=self._keep_graph)
+        actions_G = self._buffer.actions_TE[t, columns]
+        return actions_G.copy_(distributions.sample(logits_GA, self._generator))
+
+    def _forward(self, t: int, columns: slice, *, keep_graph: bool) -> Tensor:
+        """Keep the values of observation t; returns its logits [G, A], without their graph."""
+        buffer = self._buffer
         parts = []
-        for envs in self._slices:
-            chunk = slice(t, t + 1), envs
-            observations = self._buffer.observations(*chunk)
-            if keep_graph and self._buffer.stack == 1:
+        for part in env_slices(columns, self._samples):
+            chunk = slice(t, t + 1), part
+            observations = buffer.observations(*chunk)
+            if keep_graph and buffer.stack == 1:
                 observations = observations.clone()  # a view of the frames, which change before the graph is used
             with torch.set_grad_enabled(keep_graph):
                 logits, values = self._model(observations)
             if keep_graph:
-                self._buffer.forwards.append(Forward(chunk, logits, values))
-            parts.append((logits.detach(), values.detach()))
-        if len(parts) == 1:
-            return parts[0]
-        logits, values = zip(*parts, strict=True)
-        return torch.cat(logits), torch.cat(values)
-
-
-def _store(rows_TE: Tensor, t: int, row: np.ndarray[Any, Any]) -> None:
-    rows_TE[t].copy_(torch.from_numpy(row), non_blocking=True)
+                buffer.forwards.append(Forward(chunk, logits, values))
+            buffer.values_T1E[t, part] = values.detach()
+            parts.append(logits.detach())
+        return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -24,6 +24,13 @@ def test_games_are_summed_over_lives_and_dummy_rows_left_out():
     assert (statistics.count, statistics.mean_return, statistics.mean_length) == (3, 115 / 3, 8 / 3)
 
 
+def test_rows_of_some_environments_count_for_them():
+    statistics = EpisodeStatistics(3)
+    statistics.update(row([1, 2]), slice(1, 3))
+    assert statistics.update(row([10, 20], game_over=(0, 1)), slice(1, 3)) == [(2, 22.0, 2)]
+    assert statistics.update(row([100, 200], game_over=(1, 1)), slice(0, 2)) == [(0, 100.0, 1), (1, 211.0, 3)]
+
+
 def test_the_window_is_the_last_games():
     statistics = EpisodeStatistics(2, window=2)
     for score in (1, 2, 3):

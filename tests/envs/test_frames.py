@@ -42,7 +42,7 @@ def test_the_rollout_sees_the_same_stacks():
     window = make_envs("Breakout-v5", E, seed=1, **options)
     host = make_envs("Breakout-v5", E, seed=1, **options)._envs
     buffer = RolloutBuffer(T, E, host.spec, torch.device("cpu"))
-    buffer.start(torch.from_numpy(host.reset()))
+    buffer.start(host.reset(), slice(0, E))
     expected = window.reset()
     rng = np.random.default_rng(0)
     for _ in range(12):
@@ -52,8 +52,7 @@ def test_the_rollout_sees_the_same_stacks():
             history.append(expected)
             assert torch.equal(buffer.observations(slice(t, t + 1), slice(0, E)), expected)
             actions = rng.integers(0, 4, E)
-            row = host.step(actions)
-            buffer.add_frames(t, torch.from_numpy(row.observations), torch.from_numpy(row.first))
+            buffer.store(t, slice(0, E), host.step(actions))
             expected = window.step(torch.from_numpy(actions))[0]
         # what the learner reads after the rollout is what was acted on
         assert torch.equal(buffer.observations(slice(0, T), slice(0, E)), torch.cat(history))

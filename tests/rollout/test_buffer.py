@@ -1,27 +1,35 @@
 """The rollout's tensors: what is observed at each row, what is carried over, and chunks that cover it once."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fasta2c.envs.base import EnvSpec
+from fasta2c.envs.base import EnvSpec, Row
 from fasta2c.rollout.buffer import RolloutBuffer
 
 CPU = torch.device("cpu")
+ALL = slice(0, 2)
 
 
 def ramp(value, num_envs):
     """A frame [E, 1, 1, 1] that tells time and environment apart."""
-    return (torch.arange(num_envs) * 100 + value).to(torch.uint8).view(num_envs, 1, 1, 1)
+    return (np.arange(num_envs) * 100 + value).astype(np.uint8).reshape(num_envs, 1, 1, 1)
+
+
+def row(frames, first):
+    """A row of which only frames matter."""
+    nothing = np.zeros(len(frames))
+    return Row(frames, nothing, nothing > 0, nothing > 0, nothing < 1, first, nothing, nothing > 0)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 7])
 def test_stacks_reach_back_over_rollouts(num_steps):
     """Frames 0, 1, 2, … of two environments: observation n is frames n-3 to n, clamped to the first."""
     buffer = RolloutBuffer(num_steps, 2, EnvSpec((1, 1, 1), "uint8", 4, 2), CPU)
-    buffer.start(ramp(0, 2))
-    none = torch.zeros(2, dtype=torch.bool)
+    buffer.start(ramp(0, 2), ALL)
+    none = np.zeros(2, np.bool_)
     n = 0
     for _ in range(4):
         buffer.carry_over()
@@ -30,18 +38,31 @@ def test_stacks_reach_back_over_rollouts(num_steps):
             expected = [max(n - 3 + s, 0) for s in range(4)]
             assert seen.tolist() == [expected, [100 + x for x in expected]]
             n += 1
-            buffer.add_frames(t, ramp(n, 2), none)
+            buffer.store(t, ALL, row(ramp(n, 2), none))
 
 
 def test_a_fill_hides_what_was_before():
     buffer = RolloutBuffer(3, 2, EnvSpec((1, 1, 1), "uint8", 4, 2), CPU)
-    buffer.start(ramp(0, 2))
+    buffer.start(ramp(0, 2), ALL)
     buffer.carry_over()
     for t, first in enumerate(([0, 0], [0, 1], [0, 0])):
-        buffer.add_frames(t, ramp(t + 1, 2), torch.tensor(first).bool())
+        buffer.store(t, ALL, row(ramp(t + 1, 2), np.array(first, np.bool_)))
     seen = buffer.observations(slice(0, 4), slice(0, 2)).view(4, 2, 4)
     assert seen[:, 0].tolist() == [[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 2], [0, 1, 2, 3]]
     assert seen[:, 1].tolist() == [[100] * 4, [100, 100, 100, 101], [102] * 4, [102, 102, 102, 103]]
+
+
+def test_rows_of_some_environments_leave_the_others_alone():
+    buffer = RolloutBuffer(2, 3, EnvSpec((1,), "float32", 1, 2), CPU)
+    values = np.array([7.0, 8.0], np.float32)
+    flags = np.array([True, False])
+    part = Row(values.reshape(2, 1), values, flags, ~flags, flags, ~flags, values, flags)
+    buffer.store(1, slice(1, 3), part)
+    buffer.upload()
+    assert buffer.rewards_TE.tolist() == [[0, 0, 0], [0, 7, 8]]
+    assert buffer.terminated_TE.tolist() == buffer.valid_TE.tolist() == [[False] * 3, [False, True, False]]
+    assert buffer.truncated_TE.tolist() == [[False] * 3, [False, False, True]]
+    assert buffer.observations(slice(2, 3), slice(0, 3)).tolist() == [[0], [7], [8]]
 
 
 def test_vectors_are_not_copied():
@@ -52,7 +73,7 @@ def test_vectors_are_not_copied():
 
 def test_a_slice_of_environments_sees_its_own_frames():
     buffer = RolloutBuffer(1, 3, EnvSpec((1, 1, 1), "uint8", 4, 2), CPU)
-    buffer.start(torch.tensor([1, 2, 3], dtype=torch.uint8).view(3, 1, 1, 1))
+    buffer.start(np.array([1, 2, 3], np.uint8).reshape(3, 1, 1, 1), slice(0, 3))
     buffer.carry_over()
     assert buffer.observations(slice(0, 1), slice(1, 3)).view(2, 4).tolist() == [[2] * 4, [3] * 4]
 

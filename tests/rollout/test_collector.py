@@ -1,9 +1,10 @@
 """The collector against a scripted environment whose every value can be told apart."""
 
 import numpy as np
+import pytest
 import torch
 
-from fasta2c.envs.base import EnvSpec, Row
+from fasta2c.envs.base import EnvSpec, HostEnvs, Row
 from fasta2c.rollout.buffer import RolloutBuffer
 from fasta2c.rollout.collector import Collector
 from fasta2c.timing import PhaseTimer
@@ -11,31 +12,38 @@ from fasta2c.timing import PhaseTimer
 E = 3
 
 
-class Script:
+class Script(HostEnvs):
     """Row n of environment e observes n + e / 10; environment 1 terminates at row 2, environment 2 is cut at row 3."""
 
     spec = EnvSpec((1,), "float32", 1, 4)
-    num_envs = E
-    seeds = [0] * E
     options: dict = {}
 
-    def __init__(self):
+    def __init__(self, envs=range(E)):
+        self.envs = np.array(envs)
+        self.num_envs = len(envs)
+        self.seeds = [0] * self.num_envs
         self.n = 0
         self.taken = []
-        self.previous_done = np.zeros(E, bool)
+        self.pending = None
+        self.previous_done = np.zeros(self.num_envs, bool)
 
     def reset(self):
         return self.observe()
 
     def observe(self):
-        return (self.n + np.arange(E, dtype=np.float32) / 10).reshape(E, 1)
+        return (self.n + self.envs.astype(np.float32) / 10).reshape(-1, 1)
 
-    def step(self, actions):
-        self.taken.append(actions.copy())
-        terminated, truncated = np.zeros(E, bool), np.zeros(E, bool)
-        terminated[1], truncated[2] = self.n == 2, self.n == 3
+    def send(self, actions):
+        assert self.pending is None, "sent twice"
+        self.pending = actions
+
+    def receive(self):
+        self.taken.append(self.pending.copy())
+        self.pending = None
+        terminated = (self.envs == 1) & (self.n == 2)
+        truncated = (self.envs == 2) & (self.n == 3)
         self.n += 1
-        rewards = np.full(E, self.n, np.float32)
+        rewards = np.full(self.num_envs, self.n, np.float32)
         done = terminated | truncated
         row = Row(
             self.observe(), rewards, terminated, truncated, ~self.previous_done, self.previous_done, rewards * 10, done
@@ -55,25 +63,52 @@ class Model(torch.nn.Module):
         return torch.nn.functional.one_hot(wanted, 4).float() * 1e4, observations[:, 0] * 10
 
 
-def collector(num_steps, samples=100):
+WHOLE = (range(E),)
+
+
+def collector(num_steps, samples=100, groups=WHOLE):
     buffer = RolloutBuffer(num_steps, E, Script.spec, torch.device("cpu"))
-    envs = Script()
+    envs = [Script(group) for group in groups]
     generator = torch.Generator().manual_seed(0)
     return envs, Collector(envs, Model(), buffer, generator=generator, samples=samples, timer=PhaseTimer())
 
 
-def test_rows_hold_what_happened():
-    for samples in (1, 2, 100):
-        envs, collect = collector(5, samples)
-        rollout = collect.collect()
-        time = torch.arange(6).float().view(6, 1)
-        torch.testing.assert_close(rollout.values_T1E, (time + torch.arange(E) / 10) * 10)
-        assert rollout.actions_TE.tolist() == [[t % 4] * E for t in range(5)] == [a.tolist() for a in envs.taken]
-        assert rollout.rewards_TE.tolist() == [[t + 1.0] * E for t in range(5)]
-        assert rollout.terminated_TE.nonzero().tolist() == [[2, 1]]
-        assert rollout.truncated_TE.nonzero().tolist() == [[3, 2]]
-        assert (~rollout.valid_TE).nonzero().tolist() == [[3, 1], [4, 2]]
-        assert collect.env_steps == 5 * E - 2
+@pytest.mark.parametrize("groups", [WHOLE, (range(2), range(2, 3)), (range(1), range(1, 3)), ([0], [1], [2])])
+@pytest.mark.parametrize("samples", [1, 2, 100])
+def test_rows_hold_what_happened(groups, samples):
+    envs, collect = collector(5, samples, groups)
+    rollout = collect.collect()
+    time = torch.arange(6).float().view(6, 1)
+    torch.testing.assert_close(rollout.values_T1E, (time + torch.arange(E) / 10) * 10)
+    assert rollout.actions_TE.tolist() == [[t % 4] * E for t in range(5)]
+    assert np.concatenate([np.stack(group.taken) for group in envs], axis=1).tolist() == rollout.actions_TE.tolist()
+    assert rollout.rewards_TE.tolist() == [[t + 1.0] * E for t in range(5)]
+    assert rollout.terminated_TE.nonzero().tolist() == [[2, 1]]
+    assert rollout.truncated_TE.nonzero().tolist() == [[3, 2]]
+    assert (~rollout.valid_TE).nonzero().tolist() == [[3, 1], [4, 2]]
+    assert collect.env_steps == 5 * E - 2
+    # environment 1: rows 0 to 2 score 10, 20, 30; environment 2: rows 0 to 3
+    assert (collect.episodes.count, collect.episodes.mean_return) == (2, (60 + 100) / 2)
+
+
+def test_one_group_steps_while_another_is_acted_for():
+    """Actions of the second group are sent before the first's row is waited for."""
+    order = []
+
+    class Noted(Script):
+        def send(self, actions):
+            order.append(("send", int(self.envs[0])))
+            super().send(actions)
+
+        def receive(self):
+            order.append(("receive", int(self.envs[0])))
+            return super().receive()
+
+    envs = [Noted([0]), Noted([1, 2])]
+    buffer = RolloutBuffer(2, E, Script.spec, torch.device("cpu"))
+    Collector(envs, Model(), buffer, generator=torch.Generator(), samples=9, timer=PhaseTimer()).collect()
+    ends = [("receive", 0), ("receive", 1)]
+    assert order == [("send", 0), ("send", 1), ("receive", 0), ("send", 0), ("receive", 1), ("send", 1), *ends]
 
 
 def test_validity_and_observations_carry_over_into_the_next_rollout():
@@ -89,11 +124,4 @@ def test_rollouts_of_one_row():
     for n in range(6):
         rollout = collect.collect()
         assert rollout.values_T1E[:, 0].tolist() == [n * 10, n * 10 + 10]
-    assert len(envs.taken) == 6 and collect.env_steps == 6 * E - 2
-
-
-def test_scores_are_counted_by_game():
-    _, collect = collector(5)
-    collect.collect()
-    # environment 1: rows 0 to 2 score 10, 20, 30; environment 2: rows 0 to 3
-    assert (collect.episodes.count, collect.episodes.mean_return) == (2, (60 + 100) / 2)
+    assert len(envs[0].taken) == 6 and collect.env_steps == 6 * E - 2

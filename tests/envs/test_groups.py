@@ -1,0 +1,64 @@
+"""Environments in groups that take turns are the environments of one pool."""
+
+import numpy as np
+import pytest
+
+from fasta2c.envs.ids import resolve
+from fasta2c.envs.make import make_env_groups
+from fasta2c.errors import UserError
+
+E = 7
+SEEDS = list(range(100, 100 + E))
+
+
+def groups_of(env, groups, **options):
+    return make_env_groups(resolve(env), E, groups=groups, seeds=SEEDS, options=options, num_threads=2)
+
+
+@pytest.mark.parametrize(
+    ("env", "options"),
+    [
+        ("Classic/CartPole", {"max_episode_steps": 12}),
+        ("Atari/Breakout", {"episodic_life": True, "max_episode_steps": 40}),
+        ("gymnasium:CartPole-v1", {"max_episode_steps": 12}),
+    ],
+)
+@pytest.mark.parametrize("groups", [2, 3])
+def test_the_same_actions_bring_the_same_rows(env, options, groups):
+    whole, parts = groups_of(env, 1, **options), groups_of(env, groups, **options)
+    assert sorted(part.num_envs for part in parts) == sorted(-(-(E - n) // groups) for n in range(groups))
+    assert np.array_equal(whole[0].reset(), np.concatenate([part.reset() for part in parts]))
+    rng = np.random.default_rng(0)
+    ends = np.cumsum([part.num_envs for part in parts])[:-1]
+    for _ in range(60):
+        actions = rng.integers(0, whole[0].spec.num_actions, E)
+        for part, own in zip(parts, np.split(actions, ends), strict=True):
+            part.send(own)
+        seen = [part.receive() for part in parts]
+        for name, expected in whole[0].step(actions)._asdict().items():
+            assert np.array_equal(np.concatenate([getattr(row, name) for row in seen]), expected), name
+    for envs in (*whole, *parts):
+        envs.close()
+
+
+def test_more_groups_than_environments_are_one_each():
+    assert [part.num_envs for part in groups_of("Classic/CartPole", 100)] == [1] * E
+
+
+def test_a_refusal_closes_what_was_made(monkeypatch):
+    closed = []
+
+    class Envs:
+        def __init__(self, env_id, num_envs, **_):
+            if made:
+                raise UserError("no more")
+            made.append(num_envs)
+
+        def close(self):
+            closed.append(1)
+
+    made = []
+    monkeypatch.setattr("fasta2c.envs.make.EnvPoolEnvs", Envs)
+    with pytest.raises(UserError, match="no more"):
+        groups_of("Classic/CartPole", 2)
+    assert len(made) == len(closed) == 1
