@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from fasta2c import accel  # isort: skip  (before torch, so that OpenMP waits as it does in training)
 import torch
 
-from fasta2c import accel
 from fasta2c.config import TrainConfig, load_preset
-from fasta2c.envs.base import HostEnvs, Row, spread_seeds
+from fasta2c.envs.base import HostEnvs, Row
 from fasta2c.envs.ids import resolve
-from fasta2c.envs.make import make_env_groups
 
 
 class Replay(HostEnvs):
@@ -52,18 +52,6 @@ def with_preset(**given: Any) -> TrainConfig:
     config = TrainConfig(**given)
     env_id = resolve(config.env)
     return config.with_preset(load_preset(env_id.family, env_id.name))
-
-
-def make_envs(config: TrainConfig, device: torch.device) -> list[HostEnvs]:
-    """The environments of `config`, grouped and seeded as the trainer does it."""
-    return make_env_groups(
-        resolve(config.env),
-        config.num_envs,
-        groups=accel.env_groups(config.env_groups, config.num_envs, device),
-        seeds=spread_seeds(config.seed, config.num_envs),
-        options=config.env_kwargs,
-        num_threads=config.env_threads,
-    )
 
 
 def random_actions(envs: HostEnvs, seed: int) -> np.ndarray[Any, Any]:

@@ -21,13 +21,13 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from common import hardware, make_envs, rate, spread, with_preset, write_json  # noqa: E402
+from common import hardware, rate, spread, with_preset, write_json  # noqa: E402
 
 from fasta2c import accel  # noqa: E402
 from fasta2c.envs.base import spread_seeds  # noqa: E402
 from fasta2c.envs.ids import resolve  # noqa: E402
 from fasta2c.errors import Fasta2cError, UserError  # noqa: E402
-from fasta2c.parts import assemble  # noqa: E402
+from fasta2c.parts import assemble, make_envs  # noqa: E402
 from fasta2c.run.provenance import versions  # noqa: E402
 
 

@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import Replay, hardware, make_envs, random_actions, rate, spread, synchronize, with_preset, write_json
+from common import Replay, hardware, random_actions, rate, spread, synchronize, with_preset, write_json
 
 from fasta2c import accel
 from fasta2c.config import to_plain
 from fasta2c.errors import Fasta2cError
-from fasta2c.parts import assemble
+from fasta2c.parts import assemble, make_envs
 from fasta2c.run.provenance import versions
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-# EnvPool's threads and OpenMP's take turns on the same cores. GNU OpenMP reads this once, when torch loads it, so
-# it is set here: its threads then sleep while they wait, where spinning would take the cores from the environments.
+# GNU OpenMP reads these once, when torch loads it, and so they are set here; why: `fasta2c/accel.py`.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 if TYPE_CHECKING:
     from fasta2c.config import TrainConfig

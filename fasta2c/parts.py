@@ -9,10 +9,13 @@ import torch
 
 from fasta2c import accel
 from fasta2c.config import TrainConfig
-from fasta2c.envs.base import HostEnvs
+from fasta2c.envs.base import HostEnvs, spread_seeds
+from fasta2c.envs.ids import resolve
+from fasta2c.envs.make import look_up_spec, make_env_groups
 from fasta2c.learning.learner import Learner
 from fasta2c.learning.optim import build_optimizer
 from fasta2c.models.actor_critic import ActorCritic
+from fasta2c.models.encoders import choose_encoder
 from fasta2c.policy import build_model
 from fasta2c.rollout.buffer import RolloutBuffer
 from fasta2c.rollout.collector import Collector
@@ -39,9 +42,40 @@ class Parts:
     """What the user should know of how they were put together."""
 
 
+def make_envs(config: TrainConfig, device: torch.device, *, stream: int = 0) -> list[HostEnvs]:
+    """The environments of a run of `config` (its preset filled in), in groups that take turns.
+
+    Args:
+        config: names them, and says how many.
+        device: where the network is.
+        stream: another one means other seeds.
+
+    Raises:
+        UserError: as the backends say.
+    """
+    env_id = resolve(config.env)
+    if config.env_groups != "auto":
+        groups = config.env_groups
+    elif env_id.backend == "gymnasium":
+        groups = 1  # these step while they are waited for
+    else:
+        shape = look_up_spec(env_id, config.env_kwargs).observation_shape
+        convolutional = choose_encoder(config.encoder, shape) == "nature-cnn"
+        groups = accel.env_groups(config.num_envs, device, convolutional=convolutional)
+    return make_env_groups(
+        env_id,
+        config.num_envs,
+        groups=groups,
+        seeds=spread_seeds(config.seed, config.num_envs, stream=stream),
+        options=config.env_kwargs,
+        num_threads=config.env_threads,
+    )
+
+
 def assemble(config: TrainConfig, envs: Sequence[HostEnvs], device: torch.device) -> Parts:
     """The parts of a run of `config` (its preset filled in) over groups of `envs`, fresh parameters on `device`."""
     spec, num_envs = envs[0].spec, sum(group.num_envs for group in envs)
+    accel.keep_freed_memory()
     torch.manual_seed(config.seed)
     model = build_model(spec, config, device)
     optimizer = build_optimizer(model, config)
@@ -54,5 +88,7 @@ def assemble(config: TrainConfig, envs: Sequence[HostEnvs], device: torch.device
     collector = Collector(
         envs, forward, buffer, generator=generator, samples=samples, timer=timer, keep_graph=reuse.keep
     )
-    learner = Learner(model, optimizer, config, forward=forward, samples=samples)
+    at_once = max(group.num_envs for group in envs) if reuse.keep else min(samples, config.num_steps * num_envs)
+    threads = accel.update_threads(at_once, convolutional=model.convolutional)
+    learner = Learner(model, optimizer, config, forward=forward, samples=samples, threads=threads)
     return Parts(envs, model, optimizer, generator, collector, learner, timer, reuse.keep, reuse.note)

@@ -15,14 +15,12 @@ import torch
 
 from fasta2c import accel
 from fasta2c.config import TrainConfig, check_resumable, from_plain, load_preset, to_plain
-from fasta2c.envs.base import spread_seeds
 from fasta2c.envs.ids import resolve
-from fasta2c.envs.make import make_env_groups
 from fasta2c.errors import RunError, Stopped, UserError
 from fasta2c.evaluation import make_eval_envs, play
 from fasta2c.learning.learner import METRICS
 from fasta2c.learning.optim import schedule
-from fasta2c.parts import assemble
+from fasta2c.parts import assemble, make_envs
 from fasta2c.policy import Policy, load_parameters, load_state
 from fasta2c.run import checkpoint
 from fasta2c.run.directory import RunDirectory
@@ -105,17 +103,8 @@ class Trainer:
             self.update, self.resumes = state["update"], state["resumes"] + 1
             self.wall_before, self.best_return = state["wall_seconds"], state["best_return"]
 
-        env_id = resolve(config.env)
         # A resumed run starts new games: with other seeds, so that it does not replay the old ones.
-        seeds = spread_seeds(config.seed, config.num_envs, stream=self.resumes)
-        envs = make_env_groups(
-            env_id,
-            config.num_envs,
-            groups=accel.env_groups(config.env_groups, config.num_envs, self.device),
-            seeds=seeds,
-            options=config.env_kwargs,
-            num_threads=config.env_threads,
-        )
+        envs = make_envs(config, self.device, stream=self.resumes)
         for group in envs:
             resources.callback(group.close)
         self.parts = assemble(config, envs, self.device)

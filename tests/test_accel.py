@@ -48,6 +48,29 @@ def test_small_networks_get_one_thread():
         torch.set_num_threads(before)
 
 
+def test_updates_of_small_networks_use_the_cores_that_their_samples_are_worth(monkeypatch):
+    monkeypatch.setattr(accel, "cores", lambda: 4)
+    wanted = {1: 1, 1024: 1, 2048: 2, 4096: 4, 10**6: 4}
+    assert {n: accel.update_threads(n, convolutional=False) for n in wanted} == wanted
+    assert accel.update_threads(1, convolutional=True) == 4
+
+
+def test_threads_are_put_back_after_an_error():
+    before = torch.get_num_threads()
+    with pytest.raises(KeyError), accel.threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        raise KeyError
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("num_envs", "device", "convolutional", "groups"),
+    [(31, "cpu", False, 1), (32, "cpu", False, 2), (256, "cpu", True, 1), (256, "cuda", True, 2), (8, "cuda", True, 1)],
+)
+def test_environments_take_turns_where_the_network_leaves_them_cores(num_envs, device, convolutional, groups):
+    assert accel.env_groups(num_envs, torch.device(device), convolutional=convolutional) == groups
+
+
 def test_a_download_is_the_tensors_own_memory_on_a_cpu():
     x = torch.arange(4)
     assert accel.Download(x)(x[1:]).ctypes.data == x[1:].data_ptr()

@@ -42,7 +42,7 @@ def test_an_update_is_the_same_as_on_the_cpu(spec, optimizer, monkeypatch):
     for device in (CPU, CUDA):
         torch.manual_seed(0)
         model = ActorCritic(spec.observation_shape, spec.dtype, spec.num_actions, config).to(device)
-        learner = Learner(model, build_optimizer(model, config), config, forward=model, samples=16)
+        learner = Learner(model, build_optimizer(model, config), config, forward=model, samples=16, threads=1)
         metrics.append(learner.update(rollout(device, spec), 0.0).cpu())
         after.append(torch.cat([p.detach().cpu().flatten() for p in model.parameters()]))
     torch.testing.assert_close(metrics[0], metrics[1], rtol=1e-3, atol=1e-4)

@@ -5,13 +5,13 @@ The facts this relies on are those of EnvPool 1.2.5; `tests/envs/test_envpool.py
 
 from __future__ import annotations
 
-import os
 import warnings
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fasta2c import accel
 from fasta2c.envs.base import EnvSpec, HostEnvs, Row, spec_of
 from fasta2c.envs.ids import EnvId
 from fasta2c.errors import UserError, did_you_mean
@@ -61,7 +61,7 @@ class EnvPoolEnvs(HostEnvs):
         self.options = {
             **options,
             **({"stack_num": 1} if self._atari else {}),
-            "num_threads": min(num_threads or len(os.sched_getaffinity(0)), num_envs),
+            "num_threads": min(num_threads or accel.cores(), num_envs),
         }
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*precision lowered.*")

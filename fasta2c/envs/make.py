@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import gymnasium
@@ -10,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fasta2c.envs.base import HostEnvs, spread_seeds
+from fasta2c import accel
+from fasta2c.envs.base import EnvSpec, HostEnvs, spread_seeds
 from fasta2c.envs.envpool import EnvPoolEnvs
 from fasta2c.envs.frames import FrameWindow
 from fasta2c.envs.gymnasium import GymnasiumEnvs
@@ -29,6 +29,15 @@ def make_host_envs(
     return EnvPoolEnvs(env_id, num_envs, seeds=seeds, options=options, num_threads=num_threads)
 
 
+def look_up_spec(env_id: EnvId, options: dict[str, Any]) -> EnvSpec:
+    """What `env_id` observes and takes, found by making one of it; raises `UserError` as the backends say."""
+    envs = make_host_envs(env_id, 1, seeds=[0], options=options, num_threads=1)
+    try:
+        return envs.spec
+    finally:
+        envs.close()
+
+
 def make_env_groups(
     env_id: EnvId, num_envs: int, *, groups: int, seeds: list[int], options: dict[str, Any], num_threads: int = 0
 ) -> list[HostEnvs]:
@@ -40,7 +49,7 @@ def make_env_groups(
     Raises:
         UserError: as the backends say.
     """
-    threads = -(-(num_threads or len(os.sched_getaffinity(0))) // groups)
+    threads = -(-(num_threads or accel.cores()) // groups)
     made: list[HostEnvs] = []
     try:
         for part in np.array_split(np.arange(num_envs), min(groups, num_envs)):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from fasta2c import accel
 from fasta2c.config import TrainConfig
 from fasta2c.learning.advantages import build_gae, standardise
 from fasta2c.learning.loss import loss_sums
@@ -29,6 +30,7 @@ class Learner:
         config: coefficients, schedules and how advantages are computed.
         forward: the model's forward pass, compiled or not.
         samples: samples whose gradient is computed at once; gradients of one rollout add up.
+        threads: torch's, on a CPU, while it updates.
     """
 
     def __init__(
@@ -39,12 +41,14 @@ class Learner:
         *,
         forward: torch.nn.Module,
         samples: int,
+        threads: int,
     ) -> None:
         self._model = model
         self._optimizer = optimizer
         self._config = config
         self._forward = forward
         self._samples = samples
+        self._threads = threads
         self._gae = build_gae(config.gae, next(model.parameters()).device)
 
     def update(self, rollout: RolloutBuffer, progress: float) -> Tensor:
@@ -53,6 +57,10 @@ class Learner:
         Returns:
             the values of `METRICS`, on the device: means over valid rows, and the gradient's norm before clipping.
         """
+        with accel.threads(self._threads):
+            return self._update(rollout, progress)
+
+    def _update(self, rollout: RolloutBuffer, progress: float) -> Tensor:
         config = self._config
         advantages_TE, returns_TE = self._gae(
             rollout.rewards_TE,

@@ -31,7 +31,7 @@ def learner(samples=1024, **config):
     settings = TrainConfig(**{"lr": 0.05, "optimizer": "rmsprop", **config})
     torch.manual_seed(1)
     model = ActorCritic(SPEC.frame_shape, SPEC.dtype, SPEC.num_actions, settings)
-    return model, Learner(model, build_optimizer(model, settings), settings, forward=model, samples=samples)
+    return model, Learner(model, build_optimizer(model, settings), settings, forward=model, samples=samples, threads=1)
 
 
 def parameters_after(buffer, samples=1024, **config):
