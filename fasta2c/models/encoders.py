@@ -103,11 +103,12 @@ class Tanh(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape to the same shape."""
-        differentiable = torch.is_grad_enabled() and x.requires_grad
-        long = x.numel() >= (self.LONG_WITH_GRADIENT if differentiable else self.LONG)
-        if not long or x.device.type != "cpu" or x.dtype is not torch.float32 or torch.compiler.is_compiling():
+        size = x.numel()
+        if size < self.LONG or x.is_cuda or x.dtype is not torch.float32 or torch.compiler.is_compiling():
             return torch.tanh(x)
-        return _Tanh.apply(x) if differentiable else torch.from_numpy(np.tanh(x.detach().numpy()))
+        if not x.requires_grad:
+            return torch.from_numpy(np.tanh(x.numpy()))
+        return _Tanh.apply(x) if size >= self.LONG_WITH_GRADIENT else torch.tanh(x)
 
 
 class MLP(nn.Module):

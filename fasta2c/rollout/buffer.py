@@ -27,6 +27,21 @@ class Forward(NamedTuple):
     values_B: Tensor
 
 
+class _Mirror(NamedTuple):
+    """A tensor, and the array through which the host fills it."""
+
+    device: Tensor
+    host: Tensor | None
+    """Pinned memory beside a GPU; None on a CPU, where `array` is the tensor's own memory."""
+    array: NDArray[Any]
+
+    @classmethod
+    def of(cls, tensor: Tensor, like: Tensor) -> _Mirror:
+        """`tensor` with pinned memory as large as `like`, if it needs any."""
+        host = torch.zeros_like(like, device="cpu", pin_memory=True) if tensor.is_cuda else None
+        return cls(tensor, host, (tensor if host is None else host).numpy())
+
+
 class RolloutBuffer:
     """T rows of E environments. Observation t is what action t was taken at; observation T follows the last row.
 
@@ -56,8 +71,8 @@ class RolloutBuffer:
         self.valid_TE = torch.zeros(grid, dtype=torch.bool, device=device)
         self.values_T1E = torch.zeros((num_steps + 1, num_envs), device=device)
         returned = (self.rewards_TE, self.terminated_TE, self.truncated_TE, self.valid_TE)
-        self._returned = [(x, _host_side(x)) for x in returned]
-        self._frames = [(x, _host_side(x[:1] if x.is_cuda else x)) for x in (self.frames, self.fills)]
+        self._returned = [_Mirror.of(x, x) for x in returned]
+        self._frames = [_Mirror.of(x, x[:1]) for x in (self.frames, self.fills)]
         self.forwards: list[Forward] = []
         """The forward passes that acted, with their graphs, if the collector keeps them; the learner takes them."""
 
@@ -69,20 +84,21 @@ class RolloutBuffer:
     def store(self, t: int, envs: slice, row: Row) -> None:
         """Keep what row t brought for `envs`: frames at once, rewards and flags on the device from `upload` on."""
         values = (row.rewards, row.terminated, row.truncated, row.valid)
-        for (_, host), value in zip(self._returned, values, strict=True):
-            host.numpy()[t, envs] = value
+        for mirror, value in zip(self._returned, values, strict=True):
+            mirror.array[t, envs] = value
         at = self.stack + t
-        for (device, host), value in zip(self._frames, (row.observations, row.first), strict=True):
-            slot = at % len(host)  # pinned memory has one row
-            host.numpy()[slot, envs] = value
-            if host is not device:
-                device[at, envs].copy_(host[slot, envs], non_blocking=True)
+        for mirror, value in zip(self._frames, (row.observations, row.first), strict=True):
+            if mirror.host is None:
+                mirror.array[at, envs] = value
+            else:
+                mirror.array[0, envs] = value
+                mirror.device[at, envs].copy_(mirror.host[0, envs], non_blocking=True)
 
     def upload(self) -> None:
         """Bring the rewards and flags of all rows to the device."""
-        for device, host in self._returned:
-            if host is not device:
-                device.copy_(host, non_blocking=True)
+        for mirror in self._returned:
+            if mirror.host is not None:
+                mirror.device.copy_(mirror.host, non_blocking=True)
 
     def observations(self, rows: slice, envs: slice) -> Tensor:
         """Observations of some rows (0 to T) and environments, flattened to [rows * envs, ...]."""
@@ -104,11 +120,6 @@ class RolloutBuffer:
             for t in range(self.num_steps):
                 for envs in env_slices(slice(0, self.num_envs), samples):
                     yield slice(t, t + 1), envs
-
-
-def _host_side(tensor: Tensor) -> Tensor:
-    """`tensor` itself on a CPU, else pinned memory of its shape."""
-    return torch.zeros_like(tensor, device="cpu", pin_memory=True) if tensor.is_cuda else tensor
 
 
 def env_slices(envs: slice, samples: int) -> Iterator[slice]:
