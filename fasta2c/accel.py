@@ -114,7 +114,16 @@ def env_groups(num_envs: int, device: torch.device, *, convolutional: bool) -> i
     return 2 if num_envs >= 32 and not (convolutional and device.type == "cpu") else 1
 
 
-def keep_freed_memory() -> None:
+def prepare_training(device: torch.device) -> None:
+    """Settings of the whole process that pay where the same work is done over and over."""
+    _keep_freed_memory()
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = (
+            True  # try the convolutions' algorithms once for each shape, of which few occur
+        )
+
+
+def _keep_freed_memory() -> None:
     """Have the C library keep memory that is freed, rather than hand it back and ask again for zeroed pages.
 
     Otherwise each large tensor costs a page fault every 4 KiB: a third of an update of CartPole with 256 environments,

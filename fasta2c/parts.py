@@ -12,6 +12,7 @@ from fasta2c.config import TrainConfig
 from fasta2c.envs.base import HostEnvs, spread_seeds
 from fasta2c.envs.ids import resolve
 from fasta2c.envs.make import look_up_spec, make_env_groups
+from fasta2c.graphs import Graphs
 from fasta2c.learning.learner import Learner
 from fasta2c.learning.optim import build_optimizer
 from fasta2c.models.actor_critic import ActorCritic
@@ -75,7 +76,7 @@ def make_envs(config: TrainConfig, device: torch.device, *, stream: int = 0) -> 
 def assemble(config: TrainConfig, envs: Sequence[HostEnvs], device: torch.device) -> Parts:
     """The parts of a run of `config` (its preset filled in) over groups of `envs`, fresh parameters on `device`."""
     spec, num_envs = envs[0].spec, sum(group.num_envs for group in envs)
-    accel.keep_freed_memory()
+    accel.prepare_training(device)
     torch.manual_seed(config.seed)
     model = build_model(spec, config, device)
     optimizer = build_optimizer(model, config)
@@ -85,10 +86,12 @@ def assemble(config: TrainConfig, envs: Sequence[HostEnvs], device: torch.device
     samples = accel.micro_batch(config.micro_batch, device, convolutional=model.convolutional)
     buffer = RolloutBuffer(config.num_steps, num_envs, spec, device)
     reuse = decide(config.reuse_forward, model, buffer, samples=samples, budget=accel.graph_budget(device))
+    # The graph that autograd keeps is made by the calls themselves, which a recording would not make again.
+    graphs = Graphs(device, enabled=not reuse.keep, generators=[generator])
     collector = Collector(
-        envs, forward, buffer, generator=generator, samples=samples, timer=timer, keep_graph=reuse.keep
+        envs, forward, buffer, generator=generator, samples=samples, timer=timer, graphs=graphs, keep_graph=reuse.keep
     )
     at_once = max(group.num_envs for group in envs) if reuse.keep else min(samples, config.num_steps * num_envs)
     threads = accel.update_threads(at_once, convolutional=model.convolutional)
-    learner = Learner(model, optimizer, config, forward=forward, samples=samples, threads=threads)
+    learner = Learner(model, optimizer, config, forward=forward, samples=samples, threads=threads, graphs=graphs)
     return Parts(envs, model, optimizer, generator, collector, learner, timer, reuse.keep, reuse.note)

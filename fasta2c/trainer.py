@@ -19,7 +19,7 @@ from fasta2c.envs.ids import resolve
 from fasta2c.errors import RunError, Stopped, UserError
 from fasta2c.evaluation import make_eval_envs, play
 from fasta2c.learning.learner import METRICS
-from fasta2c.learning.optim import schedule
+from fasta2c.learning.optim import load_optimizer_state, schedule
 from fasta2c.parts import assemble, make_envs
 from fasta2c.policy import Policy, load_parameters, load_state
 from fasta2c.run import checkpoint
@@ -112,7 +112,7 @@ class Trainer:
 
         if state:
             load_parameters(self.parts.model, state["model"], file)
-            self.parts.optimizer.load_state_dict(state["optimizer"])
+            load_optimizer_state(self.parts.optimizer, state["optimizer"])
             self.parts.generator.set_state(state["generator"])
             self.collector.env_steps = state["env_steps"]
             self.collector.episodes.load_state_dict(state["episodes"])
@@ -128,6 +128,8 @@ class Trainer:
         resources.callback(self.log.close)
 
         self._metric_sums = torch.zeros(len(METRICS), device=self.device)
+        # explained_variance has a NaN of its own, where returns do not vary.
+        self._may_be_nan = torch.tensor([name == "explained_variance" for name in METRICS], device=self.device)
         self._first_bad_update = torch.zeros((), dtype=torch.int64, device=self.device)
         self._logged_update, self._logged_steps = self.update, self.env_steps
         self._started = self._warm_at = self._logged_at = time.perf_counter()
@@ -209,8 +211,7 @@ class Trainer:
         """Count an update and keep its metrics on the device, a first one that is not finite marked."""
         self.update += 1
         self._metric_sums += metrics
-        # explained_variance has a NaN of its own, where returns do not vary.
-        bad = ~torch.isfinite(metrics[[METRICS.index(m) for m in METRICS if m != "explained_variance"]]).all()
+        bad = ~(torch.isfinite(metrics) | self._may_be_nan).all()
         first = torch.where(bad, self.update, 0)
         self._first_bad_update = torch.where(self._first_bad_update > 0, self._first_bad_update, first)
 

@@ -5,11 +5,14 @@ import torch
 
 from fasta2c import TrainConfig, evaluate, load_policy, make_envs, train
 from fasta2c.envs.base import EnvSpec
+from fasta2c.graphs import Graphs
 from fasta2c.learning.advantages import gae
 from fasta2c.learning.learner import Learner
 from fasta2c.learning.optim import build_optimizer
 from fasta2c.models.actor_critic import ActorCritic
 from fasta2c.models.distributions import sample
+from fasta2c.parts import assemble
+from fasta2c.parts import make_envs as make_groups
 from fasta2c.rollout.buffer import RolloutBuffer
 from fasta2c.run import checkpoint
 
@@ -42,7 +45,9 @@ def test_an_update_is_the_same_as_on_the_cpu(spec, optimizer, monkeypatch):
     for device in (CPU, CUDA):
         torch.manual_seed(0)
         model = ActorCritic(spec.observation_shape, spec.dtype, spec.num_actions, config).to(device)
-        learner = Learner(model, build_optimizer(model, config), config, forward=model, samples=16, threads=1)
+        graphs = Graphs(device, enabled=False)
+        optimizer = build_optimizer(model, config)
+        learner = Learner(model, optimizer, config, forward=model, samples=16, threads=1, graphs=graphs)
         metrics.append(learner.update(rollout(device, spec), 0.0).cpu())
         after.append(torch.cat([p.detach().cpu().flatten() for p in model.parameters()]))
     torch.testing.assert_close(metrics[0], metrics[1], rtol=1e-3, atol=1e-4)
@@ -74,3 +79,47 @@ def test_a_run_trains_saves_resumes_and_plays(tmp_path, env):
     values = [load_policy(run.run_dir, device=d).value(observations.to(d)).cpu() for d in ("cuda", "cpu")]
     torch.testing.assert_close(*values, rtol=0.05, atol=0.05)
     assert evaluate(run.run_dir, episodes=4, device="cuda").episodes == 4
+
+
+def parameters_after(updates, **settings):
+    config = TrainConfig(device="cuda", num_envs=40, lr_schedule="linear", ent_coef=0.01, **settings)
+    envs = make_groups(config, CUDA)
+    try:
+        parts = assemble(config, envs, CUDA)
+        metrics = [parts.learner.update(parts.collector.collect(), n / 10).clone() for n in range(updates)]
+        return torch.cat([p.detach().flatten() for p in parts.model.parameters()]), torch.stack(metrics)
+    finally:
+        for group in envs:
+            group.close()
+
+
+@pytest.mark.parametrize("env", ["Atari/Pong", "Classic/CartPole"])
+@pytest.mark.parametrize("optimizer", ["rmsprop", "rmsprop-tf", "adam"])
+@pytest.mark.parametrize("env_groups", [1, 2])
+def test_recorded_graphs_compute_what_plain_calls_compute(env, optimizer, env_groups, monkeypatch):
+    settings = {"env": env, "optimizer": optimizer, "env_groups": env_groups, "precision": "fp32", "micro_batch": 64}
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    recorded, recorded_metrics = parameters_after(8, **settings)
+    monkeypatch.setattr(Graphs, "wrap", lambda self, work: work)
+    plain, plain_metrics = parameters_after(8, **settings)
+    # Bit for bit but for sums whose order is the device's (atomic additions in gather's gradient).
+    torch.testing.assert_close(recorded, plain, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(recorded_metrics, plain_metrics, rtol=1e-3, atol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize("env", ["Atari/Pong", "Classic/CartPole"])
+@pytest.mark.parametrize("reuse_forward", ["auto", "on"])
+def test_nothing_waits_for_the_device_but_the_actions(env, reuse_forward):
+    config = TrainConfig(env=env, device="cuda", num_envs=40, reuse_forward=reuse_forward, lr_schedule="linear")
+    envs = make_groups(config, CUDA)
+    try:
+        parts = assemble(config, envs, CUDA)
+        for _ in range(4):  # warm-up and recording
+            parts.learner.update(parts.collector.collect(), 0.0)
+        torch.cuda.set_sync_debug_mode("error")
+        for _ in range(3):
+            parts.learner.update(parts.collector.collect(), 0.5)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        for group in envs:
+            group.close()

@@ -5,13 +5,15 @@ Shapes: T rows, E environments.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fasta2c import accel
 from fasta2c.config import TrainConfig
+from fasta2c.graphs import Graphs
 from fasta2c.learning.advantages import build_gae, standardise
 from fasta2c.learning.loss import loss_sums
 from fasta2c.learning.optim import clip_grad_norm, schedule, set_learning_rate
@@ -31,6 +33,7 @@ class Learner:
         forward: the model's forward pass, compiled or not.
         samples: samples whose gradient is computed at once; gradients of one rollout add up.
         threads: torch's, on a CPU, while it updates.
+        graphs: record the update on a GPU.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Learner:
         forward: torch.nn.Module,
         samples: int,
         threads: int,
+        graphs: Graphs,
     ) -> None:
         self._model = model
         self._optimizer = optimizer
@@ -49,7 +53,12 @@ class Learner:
         self._forward = forward
         self._samples = samples
         self._threads = threads
-        self._gae = build_gae(config.gae, next(model.parameters()).device)
+        self._graphs = graphs
+        device = next(model.parameters()).device
+        self._gae = build_gae(config.gae, device)
+        self._ent_coef = torch.tensor(config.ent_coef, device=device)
+        self._rollout: RolloutBuffer | None = None
+        self._step: Callable[[], Tensor] | None = None
 
     def update(self, rollout: RolloutBuffer, progress: float) -> Tensor:
         """One optimizer step on `rollout`, at `progress` (0 to 1) of the run.
@@ -57,10 +66,16 @@ class Learner:
         Returns:
             the values of `METRICS`, on the device: means over valid rows, and the gradient's norm before clipping.
         """
+        config = self._config
+        # All that differs between updates beside the rollout's contents; the rest may be a recorded graph.
+        set_learning_rate(self._optimizer, schedule(config.lr_schedule, progress))
+        self._ent_coef.fill_(config.ent_coef * schedule(config.ent_schedule, progress))
+        if self._step is None or rollout is not self._rollout:
+            self._rollout, self._step = rollout, self._graphs.wrap(partial(self._update, rollout))
         with accel.threads(self._threads):
-            return self._update(rollout, progress)
+            return self._step()
 
-    def _update(self, rollout: RolloutBuffer, progress: float) -> Tensor:
+    def _update(self, rollout: RolloutBuffer) -> Tensor:
         config = self._config
         advantages_TE, returns_TE = self._gae(
             rollout.rewards_TE,
@@ -75,7 +90,6 @@ class Learner:
         explained = explained_variance(rollout.values_T1E[:-1], returns_TE, valid_TE)
         if config.normalize_advantage:
             advantages_TE = standardise(advantages_TE, valid_TE)
-        ent_coef = config.ent_coef * schedule(config.ent_schedule, progress)
 
         self._optimizer.zero_grad(set_to_none=True)
         totals = torch.zeros(3, device=count.device)
@@ -86,10 +100,9 @@ class Learner:
                 *(x[rows, envs].flatten() for x in (rollout.actions_TE, advantages_TE, returns_TE, valid_TE)),
                 value_loss=config.value_loss,
             )
-            ((sums.policy + config.vf_coef * sums.value - ent_coef * sums.entropy) / count).backward()
+            ((sums.policy + config.vf_coef * sums.value - self._ent_coef * sums.entropy) / count).backward()
             totals += torch.stack(sums).detach()
         grad_norm = clip_grad_norm(self._model.parameters(), config.max_grad_norm)
-        set_learning_rate(self._optimizer, schedule(config.lr_schedule, progress))
         self._optimizer.step()
         return torch.cat([totals / count, torch.stack([explained, grad_norm])])
 

@@ -20,12 +20,12 @@ class RMSpropTF(torch.optim.Optimizer):
 
     Args:
         params: parameters or parameter groups.
-        lr: learning rate.
+        lr: learning rate; a tensor where it must change without being read on the host.
         alpha: decay of the average.
         eps: added under the root.
     """
 
-    def __init__(self, params: Any, lr: float, alpha: float = 0.99, eps: float = 1e-5) -> None:
+    def __init__(self, params: Any, lr: float | Tensor, alpha: float = 0.99, eps: float = 1e-5) -> None:
         super().__init__(params, {"lr": lr, "alpha": alpha, "eps": eps})
 
     @torch.no_grad()
@@ -46,27 +46,44 @@ class RMSpropTF(torch.optim.Optimizer):
             torch._foreach_addcmul_(averages, grads, grads, value=1 - group["alpha"])
             roots = torch._foreach_add(averages, group["eps"])
             torch._foreach_sqrt_(roots)
-            torch._foreach_addcdiv_(params, grads, roots, value=-group["lr"])
+            steps = torch._foreach_div(grads, roots)
+            torch._foreach_mul_(steps, group["lr"])
+            torch._foreach_sub_(params, steps)
 
 
 def build_optimizer(model: ActorCritic, config: TrainConfig) -> torch.optim.Optimizer:
-    """The configured optimizer; the critic's own parameters are a group with a learning rate of their own if asked."""
+    """The configured optimizer; the critic's own parameters are a group with a learning rate of their own if asked.
+
+    On a GPU its learning rates are tensors there, so that a CUDA graph of a step sees them change.
+    """
     groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
     if config.critic_lr is not None:
         groups = [
             {"params": list(model.actor_parameters())},
             {"params": list(model.critic_parameters()), "lr": config.critic_lr},
         ]
+    device = next(model.parameters()).device
+    on_gpu = device.type == "cuda"
     optimizer: torch.optim.Optimizer
     if config.optimizer == "adam":
-        optimizer = torch.optim.Adam(groups, lr=config.lr, eps=config.optimizer_eps)
+        optimizer = torch.optim.Adam(groups, lr=config.lr, eps=config.optimizer_eps, capturable=on_gpu)
     elif config.optimizer == "rmsprop":
-        optimizer = torch.optim.RMSprop(groups, lr=config.lr, alpha=config.rmsprop_alpha, eps=config.optimizer_eps)
+        optimizer = torch.optim.RMSprop(
+            groups, lr=config.lr, alpha=config.rmsprop_alpha, eps=config.optimizer_eps, capturable=on_gpu
+        )
     else:
         optimizer = RMSpropTF(groups, lr=config.lr, alpha=config.rmsprop_alpha, eps=config.optimizer_eps)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
+        if on_gpu:
+            group["lr"] = torch.tensor(group["lr"], device=device)
     return optimizer
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Take over the averages of `saved`, a `state_dict` from any device; rates and options stay as they were built."""
+    own = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": own})
 
 
 def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
@@ -87,4 +104,8 @@ def schedule(name: str, progress: float) -> float:
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set each group's learning rate to `factor` times the one it began with."""
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * factor
+        rate = group["initial_lr"] * factor
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate

@@ -6,6 +6,7 @@ Shapes: T rows, E environments, G of them in one group, A actions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from fasta2c import accel
 from fasta2c.envs.base import HostEnvs
 from fasta2c.envs.episodes import EpisodeStatistics
+from fasta2c.graphs import Graphs
 from fasta2c.models import distributions
 from fasta2c.rollout.buffer import Forward, RolloutBuffer, env_slices
 from fasta2c.timing import PhaseTimer
@@ -32,6 +34,7 @@ class Collector:
         generator: where the actions' randomness comes from, on the buffer's device.
         samples: the most observations the model is called with at once.
         timer: counts the phases "act", "env" (waiting for environments) and "copy".
+        graphs: record the network's part of each row on a GPU.
         keep_graph: act with gradients and keep the graphs in the buffer, for an update that needs no second forward
             pass. The parameters must not change before that update.
     """
@@ -45,6 +48,7 @@ class Collector:
         generator: torch.Generator,
         samples: int,
         timer: PhaseTimer,
+        graphs: Graphs,
         keep_graph: bool = False,
     ) -> None:
         self._model = model
@@ -58,6 +62,10 @@ class Collector:
         self._groups = [
             (envs, slice(int(end) - envs.num_envs, int(end))) for envs, end in zip(groups, ends, strict=True)
         ]
+        own_slices = [columns for _, columns in self._groups]
+        # Each row has memory of its own in the buffer, and so a function, on a GPU a graph, of its own.
+        self._acts = [[graphs.wrap(partial(self._act, t, own)) for own in own_slices] for t in range(buffer.num_steps)]
+        self._value_last = [graphs.wrap(partial(self._forward, buffer.num_steps, own)) for own in own_slices]
         self.episodes = EpisodeStatistics(buffer.num_envs)
         self.env_steps = 0
         """Valid rows of all rollouts so far; a resumed run sets what it begins with."""
@@ -75,13 +83,13 @@ class Collector:
                 if t > 0:
                     self._receive(t - 1, envs, columns)
                 with timer("act"):
-                    actions = self._downloads[n](self._act(t, columns))
+                    actions = self._downloads[n](self._acts[t][n]())
                 with timer("env"):
                     envs.send(actions)
-        for envs, columns in self._groups:
+        for (envs, columns), value_last in zip(self._groups, self._value_last, strict=True):
             self._receive(buffer.num_steps - 1, envs, columns)
             with timer("act"):
-                self._forward(buffer.num_steps, columns, keep_graph=False)
+                value_last()
         buffer.upload()
         return buffer
 
@@ -99,7 +107,7 @@ class Collector:
         actions_G = self._buffer.actions_TE[t, columns]
         return actions_G.copy_(distributions.sample(logits_GA, self._generator))
 
-    def _forward(self, t: int, columns: slice, *, keep_graph: bool) -> Tensor:
+    def _forward(self, t: int, columns: slice, *, keep_graph: bool = False) -> Tensor:
         """Keep the values of observation t; returns its logits [G, A], without their graph."""
         buffer = self._buffer
         parts = []

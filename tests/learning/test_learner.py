@@ -7,6 +7,7 @@ import torch
 
 from fasta2c.config import TrainConfig
 from fasta2c.envs.base import EnvSpec
+from fasta2c.graphs import Graphs
 from fasta2c.learning.learner import METRICS, Learner, explained_variance
 from fasta2c.learning.optim import build_optimizer
 from fasta2c.models.actor_critic import ActorCritic
@@ -31,7 +32,9 @@ def learner(samples=1024, **config):
     settings = TrainConfig(**{"lr": 0.05, "optimizer": "rmsprop", **config})
     torch.manual_seed(1)
     model = ActorCritic(SPEC.frame_shape, SPEC.dtype, SPEC.num_actions, settings)
-    return model, Learner(model, build_optimizer(model, settings), settings, forward=model, samples=samples, threads=1)
+    optimizer = build_optimizer(model, settings)
+    graphs = Graphs(torch.device("cpu"))
+    return model, Learner(model, optimizer, settings, forward=model, samples=samples, threads=1, graphs=graphs)
 
 
 def parameters_after(buffer, samples=1024, **config):

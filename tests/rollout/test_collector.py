@@ -5,11 +5,13 @@ import pytest
 import torch
 
 from fasta2c.envs.base import EnvSpec, HostEnvs, Row
+from fasta2c.graphs import Graphs
 from fasta2c.rollout.buffer import RolloutBuffer
 from fasta2c.rollout.collector import Collector
 from fasta2c.timing import PhaseTimer
 
 E = 3
+CPU = torch.device("cpu")
 
 
 class Script(HostEnvs):
@@ -70,7 +72,9 @@ def collector(num_steps, samples=100, groups=WHOLE):
     buffer = RolloutBuffer(num_steps, E, Script.spec, torch.device("cpu"))
     envs = [Script(group) for group in groups]
     generator = torch.Generator().manual_seed(0)
-    return envs, Collector(envs, Model(), buffer, generator=generator, samples=samples, timer=PhaseTimer())
+    return envs, Collector(
+        envs, Model(), buffer, generator=generator, samples=samples, timer=PhaseTimer(), graphs=Graphs(CPU)
+    )
 
 
 @pytest.mark.parametrize("groups", [WHOLE, (range(2), range(2, 3)), (range(1), range(1, 3)), ([0], [1], [2])])
@@ -106,7 +110,10 @@ def test_one_group_steps_while_another_is_acted_for():
 
     envs = [Noted([0]), Noted([1, 2])]
     buffer = RolloutBuffer(2, E, Script.spec, torch.device("cpu"))
-    Collector(envs, Model(), buffer, generator=torch.Generator(), samples=9, timer=PhaseTimer()).collect()
+    collector = Collector(
+        envs, Model(), buffer, generator=torch.Generator(), samples=9, timer=PhaseTimer(), graphs=Graphs(CPU)
+    )
+    collector.collect()
     ends = [("receive", 0), ("receive", 1)]
     assert order == [("send", 0), ("send", 1), ("receive", 0), ("send", 0), ("receive", 1), ("send", 1), *ends]
 

@@ -1,0 +1,127 @@
+"""Recording, on a CPU: what a CUDA graph replays is stood in for by the tensor operations of one call, done again.
+
+As with a CUDA graph, a replay runs no Python: what was a number when it was recorded stays that number, and what it
+reads and writes are the tensors of that call.
+"""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fasta2c.config import TrainConfig
+from fasta2c.graphs import WARM_UP, Graphs
+from fasta2c.learning import optim
+from fasta2c.parts import assemble, make_envs
+
+CPU = torch.device("cpu")
+
+
+class Recording(TorchDispatchMode):
+    """Every operation done inside, with its arguments and the tensors it returned."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.operations.append((func, args, kwargs or {}, result))
+        return result
+
+    @torch.no_grad()
+    def replay(self):
+        for func, args, kwargs, result in self.operations:
+            again = func(*args, **kwargs)
+            for place, tensor in zip(flat(result), flat(again), strict=True):
+                place.data.copy_(tensor)
+
+
+def flat(result):
+    return [x for x in (result if isinstance(result, (tuple, list)) else [result]) if isinstance(x, torch.Tensor)]
+
+
+class StandIn(Graphs):
+    """Records operations on a CPU. What computes while it is recorded is not done again by the first replay."""
+
+    def __init__(self, device, *, enabled=True, generators=()):
+        super().__init__(device)
+        self.enabled = enabled
+        self.replays = 0
+
+    def warm_up(self, work):
+        return work()
+
+    def record(self, work):
+        with Recording() as recording:
+            result = work()
+        done = [True]
+
+        def replay():
+            if done:
+                done.clear()
+            else:
+                self.replays += 1
+                recording.replay()
+
+        return replay, result
+
+
+def run(updates, graphs, monkeypatch, **settings):
+    """Parameters at the end, actions and metrics of each update; the learning rate in a tensor, as on a GPU."""
+    config = TrainConfig(num_envs=6, lr=0.01, hidden_sizes=(16,), optimizer="rmsprop-tf", **settings)
+
+    def with_tensor_rates(model, config):
+        optimizer = optim.build_optimizer(model, config)
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(group["lr"])
+        return optimizer
+
+    made = []
+    monkeypatch.setattr("fasta2c.parts.build_optimizer", with_tensor_rates)
+    monkeypatch.setattr("fasta2c.parts.Graphs", lambda *args, **more: made.append(graphs(*args, **more)) or made[-1])
+    envs = make_envs(config, CPU)
+    try:
+        parts = assemble(config, envs, CPU)
+        found = []
+        for n in range(updates):
+            rollout = parts.collector.collect()
+            metrics = parts.learner.update(rollout, n / updates).clone()
+            found.append((rollout.actions_TE.clone(), rollout.values_T1E.clone(), metrics))
+        return torch.cat([p.detach().flatten() for p in parts.model.parameters()]), found, made[0]
+    finally:
+        for group in envs:
+            group.close()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lr_schedule": "linear", "ent_schedule": "cosine", "ent_coef": 0.5},
+        {"env_groups": 2, "micro_batch": 2, "normalize_advantage": True},
+        {"shared": False, "critic_lr": 0.02, "lr_schedule": "cosine", "num_steps": 1},
+    ],
+)
+def test_a_replay_computes_what_the_call_computes(settings, monkeypatch):
+    """Bit for bit over rollouts: nothing that changes between them is a number, and no tensor moves."""
+    plain, plain_found, _ = run(8, Graphs, monkeypatch, **settings)
+    replayed, found, graphs = run(8, StandIn, monkeypatch, **settings)
+    per_rollout = settings.get("num_steps", 8) * settings.get("env_groups", 1) + settings.get("env_groups", 1) + 1
+    assert graphs.replays == per_rollout * (8 - WARM_UP - 1)
+    for (actions, values, metrics), (plain_actions, plain_values, plain_metrics) in zip(
+        found, plain_found, strict=True
+    ):
+        assert torch.equal(actions, plain_actions) and torch.equal(values, plain_values)
+        assert torch.equal(metrics.nan_to_num(), plain_metrics.nan_to_num())
+    assert torch.equal(replayed, plain)
+
+
+def test_on_a_cpu_functions_are_called_as_they_are():
+    def work():
+        return torch.zeros(1)
+
+    assert Graphs(CPU).wrap(work) is work
+
+
+def test_graphs_of_the_rollout_and_recorded_graphs_exclude_each_other(monkeypatch):
+    _, _, graphs = run(1, StandIn, monkeypatch, reuse_forward="on")
+    assert not graphs.enabled
