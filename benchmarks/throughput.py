@@ -1,7 +1,8 @@
 """Throughput of training against its limit: environments alone, acting alone, updating alone, and all together.
 
 Measured in turns (raw, net, train, raw, ...) in one process. `raw` is EnvPool with random actions; `act` and `update`
-are the trainer's own `collect` and `update` over recorded rows, timed apart; `train` is both with the environments.
+are the trainer's own `collect` and `update` over recorded rows, timed apart, `net` both, and `plain` the same network
+over the same rows in plain PyTorch; `train` is acting and updating with the environments.
 On a CPU all share the cores, so the limit is 1 / (1/raw + 1/act + 1/update); beside a GPU it is `raw`.
 """
 
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from common import Replay, hardware, random_actions, rate, spread, synchronize, with_preset, write_json
+from plain import Plain
 
 from fasta2c import accel
 from fasta2c.config import to_plain
 from fasta2c.errors import Fasta2cError
 from fasta2c.parts import assemble, make_envs
 from fasta2c.run.provenance import versions
+from fasta2c.tune import choose, sweep
 
 
 def measure(seconds: float, repeats: int, **flags: Any) -> dict[str, Any]:
@@ -36,12 +39,14 @@ def measure(seconds: float, repeats: int, **flags: Any) -> dict[str, Any]:
     training, replayed = assemble(config, envs, device), assemble(config, [Replay(e, rows=8) for e in envs], device)
     row_count = config.num_steps * config.num_envs
     apart = {"act": 0.0, "update": 0.0}
+    actions = [[random_actions(group, n) for group in envs] for n in range(config.num_steps)]
+    plain = Plain(config, envs[0].spec, replayed.collector.collect(), accel.cores())
 
     def raw() -> int:
         valid = 0
-        for n in range(config.num_steps):
-            for group in envs:
-                group.send(random_actions(group, n))
+        for row in actions:
+            for group, own in zip(envs, row, strict=True):
+                group.send(own)
             valid += sum(int(group.receive().valid.sum()) for group in envs)
         return valid
 
@@ -61,12 +66,12 @@ def measure(seconds: float, repeats: int, **flags: Any) -> dict[str, Any]:
         training.learner.update(training.collector.collect(), 0.0)
         return training.collector.env_steps - before
 
-    for work in (raw, net, train):  # warm-up, compilation included
+    for work in (raw, net, plain, train):  # warm-up, compilation included
         work()
         work()
     synchronize(device)
     warm_up = time.perf_counter() - began
-    found: dict[str, list[float]] = {"raw_env": [], "act": [], "update": [], "train": []}
+    found: dict[str, list[float]] = {"raw_env": [], "act": [], "update": [], "plain": [], "train": []}
     for n in range(repeats):
         found["raw_env"].append(rate(raw, seconds, device))
         apart.update(act=0.0, update=0.0)
@@ -75,6 +80,7 @@ def measure(seconds: float, repeats: int, **flags: Any) -> dict[str, Any]:
         rows = both * (time.perf_counter() - start)
         found["act"].append(rows / apart["act"])
         found["update"].append(rows / apart["update"])
+        found["plain"].append(rate(plain, 2 * seconds, device))
         found["train"].append(rate(train, 2 * seconds, device))
         line = ", ".join(f"{name} {values[-1]:,.0f}" for name, values in found.items())
         print(f"{n + 1}/{repeats}: {line} env steps/s", file=sys.stderr)
@@ -88,6 +94,7 @@ def measure(seconds: float, repeats: int, **flags: Any) -> dict[str, Any]:
         limit = 1 / sum(1 / medians[name] for name in ("raw_env_sps", "act_sps", "update_sps"))
     return {
         **medians,
+        "net_sps": 1 / sum(1 / medians[name] for name in ("act_sps", "update_sps")),
         "limit_sps": limit,
         "fraction_of_limit": medians["train_sps"] / limit,
         "fraction_of_raw": medians["train_sps"] / medians["raw_env_sps"],
@@ -98,6 +105,18 @@ def measure(seconds: float, repeats: int, **flags: Any) -> dict[str, Any]:
         "versions": versions(),
         "config": to_plain(config),
     }
+
+
+def sweep_table(**flags: Any) -> dict[str, Any]:
+    """What `fasta2c train --num-envs auto` tries in a run long enough, printed as it comes, and what it would take."""
+    config = with_preset(**flags)
+    trials = []
+    for trial in sweep(config, accel.resolve_device(config.device), seconds=50.0):
+        trials.append(trial)
+        print(trial)
+    print(f"taken: {choose(trials)}")
+    rows = [{**trial.settings, "train_sps": trial.sps, "seconds": trial.seconds} for trial in trials]
+    return {"trials": rows, "taken": choose(trials).settings}
 
 
 def main() -> int:
@@ -116,14 +135,18 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="of raw, twice of the others (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="turns (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="file to write")
+    parser.add_argument("--sweep", action="store_true", help="try numbers of environments, groups and threads instead")
     flags = vars(parser.parse_args())
     path, seconds, repeats = flags.pop("json"), flags.pop("seconds"), max(flags.pop("repeats"), 1)
     try:
+        if flags.pop("sweep"):
+            write_json(path, sweep_table(**{**flags, "num_envs": "auto", "total_steps": 10**12}))
+            return 0
         result = measure(seconds, repeats, **flags)
     except Fasta2cError as error:
         print(f"throughput.py: error: {error}", file=sys.stderr)
         return error.exit_code
-    for name in ("raw_env_sps", "act_sps", "update_sps", "train_sps", "limit_sps"):
+    for name in ("raw_env_sps", "act_sps", "update_sps", "net_sps", "plain_sps", "train_sps", "limit_sps"):
         print(f"{name:<18} {result[name]:>12,.0f}")
     print(f"{'fraction_of_limit':<18} {result['fraction_of_limit']:>12.3f}")
     print(f"{'fraction_of_raw':<18} {result['fraction_of_raw']:>12.3f}")

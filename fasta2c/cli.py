@@ -128,6 +128,12 @@ def _train(argv: list[str]) -> None:
     mean, best = (f"{r:,.2f}" if r is not None else None for r in (result.mean_return, result.best_return))
     print(f"mean return    {f'{mean} over the last 100 episodes (best {best})' if mean else 'no episode has ended'}")
     print(f"speed          {result.sps:,.0f} env steps per second, {result.env_steps:,} env steps in all")
+    if result.warm_up_seconds > 1:
+        print(f"warm-up        {result.warm_up_seconds:,.1f} s, compilation included, not in the speed")
+    if (report := result.time_report) is not None:
+        print(f"time           {report.shares}")
+        print(f"limit          {report.limit}")
+        print(f"advice         {report.advice}")
     print(f"run directory  {result.run_dir}")
     print(f"evaluate it:   fasta2c eval {shlex.quote(str(result.run_dir))}")
 

@@ -30,8 +30,8 @@ class TrainConfig:
     """Environment: Family/Name (Atari/Pong), an EnvPool id (Pong-v5), gymnasium:ID or gymnasium:module:ID."""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     """The environment's own options as JSON, such as '{"frame_skip": 4}'; added to the preset's."""
-    num_envs: Count = 16
-    """E: environments stepped together."""
+    num_envs: Count | Literal["auto"] = 16
+    """E: environments stepped together; auto tries some for up to a minute and takes the fewest that are fast."""
     num_steps: Count = 8
     """T: rows of one rollout; one update is made of T x E rows."""
     total_steps: Annotated[int, Range(1, 2**53)] = 1_000_000

@@ -78,7 +78,7 @@ def check(name: str, value: Any, hint: Any) -> None:
         words = next((typing.get_args(o) for o in options if typing.get_origin(o) is Literal), ())
         if words and isinstance(value, str):
             if value not in words:
-                raise UserError(f"{name}: {show(value)} is neither a number nor {' nor '.join(words)}.")
+                raise UserError(f"{name}: {show(value)} is neither a whole number nor {' nor '.join(words)}.")
         elif value is not None or type(None) not in options:
             check(name, value, next(o for o in options if o is not type(None)))
     elif origin is Literal:

@@ -127,6 +127,8 @@ def _reason(event: Any, tokens: Mapping[str, list[str]]) -> str:
         value = _short(" ".join(tokens.get(flag, [])[: None if "..." in metavar else 1]))
         kinds = {"...": "whole numbers separated by spaces", "FLOAT": "a number", "INT": "a whole number"}
         kind = next((words for mark, words in kinds.items() if mark in metavar), None)
+        if kind and "{auto}" in metavar:
+            return f"{flag}: {value} is neither {kind} nor auto."
         return f"{flag}: {value} is not {kind}." if kind else f"{flag}: {event.message}"
     return f"the command line cannot be read ({type(event).__name__}); see {event.prog} --help."
 

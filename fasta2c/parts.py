@@ -54,6 +54,8 @@ def make_envs(config: TrainConfig, device: torch.device, *, stream: int = 0) -> 
     Raises:
         UserError: as the backends say.
     """
+    if config.num_envs == "auto":
+        raise ValueError('num_envs is "auto": fasta2c.tune.tune finds a number.')
     env_id = resolve(config.env)
     if config.env_groups != "auto":
         groups = config.env_groups

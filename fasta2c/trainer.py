@@ -27,9 +27,9 @@ from fasta2c.run.directory import RunDirectory
 from fasta2c.run.metrics import MetricsLog
 from fasta2c.run.progress import Progress
 from fasta2c.run.provenance import commit, versions
+from fasta2c.run.report import PHASES, TimeReport
 from fasta2c.run.signals import SignalWatch
-
-PHASES = ("env", "act", "update", "copy", "log")
+from fasta2c.tune import tune
 
 # What a checkpoint holds for --resume, beside what a policy is made of.
 _RESUMED = frozenset(
@@ -50,6 +50,10 @@ class TrainResult:
     """Env steps per second of wall time, the first update (compilation, warm-up) left out."""
     mean_return: float | None
     """Over the last 100 games; None if none has ended."""
+    warm_up_seconds: float
+    """What the first update took, compilation included."""
+    time_report: TimeReport | None
+    """Where the time went; None after a single update."""
     best_return: float | None
     """The highest mean over 100 games seen; what best.pt holds."""
 
@@ -67,11 +71,25 @@ def train(config: TrainConfig, *, resume: str | Path | None = None) -> TrainResu
     if resume is None:
         env_id = resolve(config.env)
         config = config.with_preset(load_preset(env_id.family, env_id.name))
+        if config.num_envs == "auto":
+            config = _tuned(config)
     trainer = Trainer(config, Path(resume) if resume is not None else None)
     try:
         return trainer.run()
     finally:
         trainer.close()
+
+
+def _tuned(config: TrainConfig) -> TrainConfig:
+    """`config` with a number of environments that was found to be fast here."""
+    say = Progress(0, quiet=config.quiet).say
+    device = accel.resolve_device(config.device)
+    say(f"{config.env} on {device}: trying numbers of environments")
+    config = tune(config, device, say=say)
+    assert config.num_envs != "auto"
+    updates = config.total_steps // (config.num_envs * config.num_steps)
+    say(f"a run of {config.total_steps:,} env steps makes {updates:,} updates; more environments want a higher --lr")
+    return config
 
 
 class Trainer:
@@ -104,6 +122,8 @@ class Trainer:
             self.wall_before, self.best_return = state["wall_seconds"], state["best_return"]
 
         # A resumed run starts new games: with other seeds, so that it does not replay the old ones.
+        if isinstance(config.num_envs, int) and config.num_envs >= 256:  # 10 s for as many emulators on two cores
+            Progress(0, quiet=config.quiet).say(f"making {config.num_envs:,} environments")
         envs = make_envs(config, self.device, stream=self.resumes)
         for group in envs:
             resources.callback(group.close)
@@ -133,7 +153,8 @@ class Trainer:
         self._first_bad_update = torch.zeros((), dtype=torch.int64, device=self.device)
         self._logged_update, self._logged_steps = self.update, self.env_steps
         self._started = self._warm_at = self._logged_at = time.perf_counter()
-        self._warm_steps = self.env_steps
+        self._warm_steps, self._warm_update = self.env_steps, self.update
+        self._warm_phases: dict[str, float] = {}
         self._eval_return: float | None = None
 
     @property
@@ -167,6 +188,8 @@ class Trainer:
             wall_seconds=self.wall_seconds,
             sps=self.sps,
             mean_return=self.collector.episodes.mean_return,
+            warm_up_seconds=self._warm_at - self._started,
+            time_report=self.time_report,
             best_return=self.best_return,
         )
 
@@ -182,7 +205,7 @@ class Trainer:
             with timer("update"):
                 self._take(self.learner.update(rollout, fraction))
             if self.update == first_update:
-                self._warm_at, self._warm_steps = time.perf_counter(), self.env_steps
+                self._end_warm_up()
             with timer("log"):
                 if config.eval_interval and self.update % config.eval_interval == 0:
                     self._eval_return = self._evaluate()
@@ -206,6 +229,25 @@ class Trainer:
     def close(self) -> None:
         """Give back environments, log and directory."""
         self._resources.close()
+
+    @property
+    def time_report(self) -> TimeReport | None:
+        """Where the time of this session went since its first update; None where that was the only one."""
+        rows = (self.update - self._warm_update) * self.config.num_steps
+        if not self._warm_phases or not rows:
+            return None
+        return TimeReport(
+            {phase: self.timer.seconds[phase] - self._warm_phases[phase] for phase in PHASES},
+            env_steps=self.env_steps - self._warm_steps,
+            rows=rows,
+            on_gpu=self.device.type == "cuda",
+            in_turn=resolve(self.config.env).backend == "gymnasium",
+        )
+
+    def _end_warm_up(self) -> None:
+        """From here on time is counted that tells a speed."""
+        self._warm_at, self._warm_steps, self._warm_update = time.perf_counter(), self.env_steps, self.update
+        self._warm_phases = {phase: self.timer.seconds[phase] for phase in PHASES}
 
     def _take(self, metrics: torch.Tensor) -> None:
         """Count an update and keep its metrics on the device, a first one that is not finite marked."""
@@ -269,6 +311,8 @@ class Trainer:
         if self.best_return is None and self.collector.episodes.count:
             self._save_best()
         self._save()
+        if (report := self.time_report) is not None:
+            self.log.add_text("time/report", f"{report.shares}  \n{report.limit}  \n{report.advice}")
 
     def _save(self) -> None:
         self._check_finite()
@@ -309,5 +353,6 @@ class Trainer:
             "mean_return": self.collector.episodes.mean_return,
             "best_return": self.best_return,
             "phase_seconds": {**seconds, "other": max(other, 0.0)},
+            "warm_up_seconds": self._warm_at - self._started,
             "versions": versions(),
         }

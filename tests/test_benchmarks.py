@@ -29,9 +29,10 @@ def test_throughput_writes_the_promised_figures(tmp_path):
     done = script("throughput.py", "--env", "Classic/CartPole", *size, "--json", file)
     assert done.returncode == 0, done.stderr
     result = json.loads(file.read_text())
-    rates = [result[f"{name}_sps"] for name in ("raw_env", "act", "update", "train", "limit")]
+    rates = [result[f"{name}_sps"] for name in ("raw_env", "act", "update", "train", "limit", "net", "plain")]
     assert all(rate > 0 for rate in rates)
     assert result["limit_sps"] == pytest.approx(1 / sum(1 / rate for rate in rates[:3]))
+    assert result["net_sps"] == pytest.approx(1 / sum(1 / rate for rate in rates[1:3]))
     assert result["fraction_of_limit"] == pytest.approx(result["train_sps"] / result["limit_sps"])
     assert result["fraction_of_raw"] == pytest.approx(result["train_sps"] / result["raw_env_sps"])
     assert result["config"]["num_envs"] == 4 and result["hardware"]["cores"] >= 1 and "torch" in result["versions"]
