@@ -242,6 +242,7 @@ class Trainer:
             rows=rows,
             on_gpu=self.device.type == "cuda",
             in_turn=resolve(self.config.env).backend == "gymnasium",
+            overlapped=len(self.parts.envs) > 1,
         )
 
     def _end_warm_up(self) -> None:

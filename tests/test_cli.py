@@ -25,10 +25,17 @@ from fasta2c.config import TrainConfig, load_preset, to_plain
 from fasta2c.errors import RunError, Stopped, UserError
 from fasta2c.run import checkpoint
 from fasta2c.run.directory import RunDirectory
+from fasta2c.run.report import TimeReport
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = types.SimpleNamespace(
-    mean_return=487.256, best_return=495.0, run_dir="runs/my run", env_steps=2048, sps=1234.5
+    mean_return=487.256,
+    best_return=495.0,
+    run_dir="runs/my run",
+    env_steps=2048,
+    sps=1234.5,
+    warm_up_seconds=0.1,
+    time_report=None,
 )
 
 
@@ -142,7 +149,18 @@ def test_quiet_prints_the_run_directory_only(trainer: Recorder, capsys: pytest.C
 def test_a_run_without_an_episode(trainer: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
     trainer.outcome = types.SimpleNamespace(**{**vars(RESULT), "mean_return": None, "best_return": None})
     assert cli.main(["train"]) == 0
-    assert "no episode has ended" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "no episode has ended" in told and "advice" not in told and "warm-up" not in told
+
+
+def test_a_run_says_where_its_time_went(trainer: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
+    seconds = {"env": 5.0, "act": 3.0, "update": 1.0, "copy": 0.0, "log": 1.0}
+    report = TimeReport(seconds, env_steps=1000, rows=10, on_gpu=False, in_turn=False, overlapped=False)
+    trainer.outcome = types.SimpleNamespace(**{**vars(RESULT), "time_report": report, "warm_up_seconds": 31.25})
+    assert cli.main(["train"]) == 0
+    told = capsys.readouterr().out
+    assert "warm-up        31.2 s" in told and "time           environments 50%" in told
+    assert "limit          200 env steps per second" in told and "advice         the environments are" in told
 
 
 @pytest.fixture
@@ -187,8 +205,8 @@ def test_resume_refuses_what_it_would_ignore(
         ("--config", "--config: its value is missing."),
         ("--env", "--env: its value is missing."),
         ("--hidden-sizes", "--hidden-sizes: its value is missing."),
-        ("--num-envs abc", "--num-envs: 'abc' is not a whole number."),
-        ("--num-envs 8.0", "--num-envs: '8.0' is not a whole number."),
+        ("--num-envs abc", "--num-envs: 'abc' is neither a whole number nor auto."),
+        ("--num-envs 8.0", "--num-envs: '8.0' is neither a whole number nor auto."),
         ("--total-steps 2e6", "--total-steps: '2e6' is not a whole number."),
         ("--lr 日本", "--lr: '日本' is not a number."),
         ("--critic-lr x", "--critic-lr: 'x' is not a number."),

@@ -23,6 +23,8 @@ class TimeReport:
     on_gpu: bool
     in_turn: bool
     """Whether the environments step one after another, as Gymnasium's do."""
+    overlapped: bool
+    """Whether environments step while the network acts for others, so that they are waited for less than they take."""
 
     @property
     def shares(self) -> str:
@@ -34,10 +36,11 @@ class TimeReport:
     @property
     def limit(self) -> str:
         """How fast the run could be if nothing but the environments, or nothing but the network, took time."""
-        alone = [self.env_steps / max(seconds, 1e-9) for seconds in (self.seconds["env"], self._network)]
-        return "{:,.0f} env steps per second if only environments took time, {:,.0f} if only the network did".format(
-            *alone
-        )
+        network = f"{self.env_steps / max(self._network, 1e-9):,.0f}"
+        if self.overlapped:
+            return f"{network} env steps per second if the environments were never waited for"
+        environments = f"{self.env_steps / max(self.seconds['env'], 1e-9):,.0f}"
+        return f"{environments} env steps per second if only environments took time, {network} if only the network did"
 
     @property
     def advice(self) -> str:

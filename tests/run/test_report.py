@@ -5,9 +5,9 @@ import pytest
 from fasta2c.run.report import TimeReport
 
 
-def report(env=1.0, act=1.0, update=1.0, copy=0.0, log=0.0, *, rows=100, on_gpu=False, in_turn=False):
+def report(env=1.0, act=1.0, update=1.0, copy=0.0, log=0.0, *, rows=100, on_gpu=False, in_turn=False, overlapped=False):
     seconds = {"env": env, "act": act, "update": update, "copy": copy, "log": log}
-    return TimeReport(seconds, env_steps=1000, rows=rows, on_gpu=on_gpu, in_turn=in_turn)
+    return TimeReport(seconds, env_steps=1000, rows=rows, on_gpu=on_gpu, in_turn=in_turn, overlapped=overlapped)
 
 
 def test_shares_add_up_and_come_in_order():
@@ -19,6 +19,9 @@ def test_limits_are_steps_over_the_time_of_one_part():
         "500 env steps per second if only environments took time, 250 if only the network did"
     )
     assert "if only" in report(0, 1, 1).limit
+    assert (
+        report(2, 3, 1, overlapped=True).limit == "250 env steps per second if the environments were never waited for"
+    )
 
 
 @pytest.mark.parametrize(
