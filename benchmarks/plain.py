@@ -1,30 +1,31 @@
 """The same network and the same update as plain PyTorch has them: what fasta2c's own driving of it is measured against.
 
-fp32, PyTorch's own threads and tanh, frames stacked before they are handed over, a forward pass to act and another to
-learn, a Python loop for the advantages, `torch.distributions` and `torch.optim`.
+The precision is the same (autocast); PyTorch's own threads, tanh and memory layout; frames stacked before they are
+handed over; a forward pass to act and another to learn; a Python loop for the advantages; `torch.distributions` and
+`torch.optim`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import copy
 
 import torch
 from torch import Tensor, nn
 
+from fasta2c import accel
 from fasta2c.config import TrainConfig
 from fasta2c.models.actor_critic import ActorCritic
-from fasta2c.models.encoders import MLP
+from fasta2c.models.encoders import MLP, NatureCNN
 from fasta2c.rollout.buffer import RolloutBuffer
 
 
 class Plain:
     """Acts and updates over the observations of a filled rollout."""
 
-    def __init__(self, config: TrainConfig, spec: Any, rollout: RolloutBuffer, threads: int) -> None:
-        device = rollout.values_T1E.device
-        self._threads = threads
+    def __init__(self, config: TrainConfig, rollout: RolloutBuffer, model: ActorCritic) -> None:
         self._config = config
-        self._model = ActorCritic(spec.observation_shape, spec.dtype, spec.num_actions, config).to(device)
+        self._model = copy.deepcopy(model)
+        self._device = rollout.values_T1E.device
         for encoder in (self._model.encoder, self._model.critic_encoder):
             if isinstance(encoder, MLP) and config.activation == "tanh":
                 encoder.layers = nn.Sequential(*(x if isinstance(x, nn.Linear) else nn.Tanh() for x in encoder.layers))
@@ -35,14 +36,24 @@ class Plain:
         self._rewards_TE = rollout.rewards_TE.clone()
         self._done_TE = (rollout.terminated_TE | rollout.truncated_TE).clone()
 
+    def _forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and values, of the network's layers alone."""
+
+        def features(encoder: NatureCNN | MLP) -> Tensor:
+            if isinstance(encoder, NatureCNN):
+                return encoder.projection(encoder.convolutions(observations.float()))
+            return encoder.layers(observations.float().flatten(1))
+
+        model = self._model
+        with accel.autocast(self._device, model.precision):
+            own = features(model.encoder)
+            critics = own if model.critic_encoder is None else features(model.critic_encoder)
+        return model.policy_head(own.float()), model.value_head(critics.float()).squeeze(-1)
+
     def __call__(self) -> int:
         """One rollout and its update; returns how many samples it had."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(self._threads)
-        try:
+        with accel.threads(accel.cores()):
             return self._iterate()
-        finally:
-            torch.set_num_threads(before)
 
     def _iterate(self) -> int:
         config, rewards_TE, done_TE = self._config, self._rewards_TE, self._done_TE.float()
@@ -50,11 +61,11 @@ class Plain:
         actions, values = [], []
         with torch.no_grad():
             for t in range(T):
-                logits_EA, values_E = self._model(self._observations_T1E[t])
+                logits_EA, values_E = self._forward(self._observations_T1E[t])
                 actions.append(torch.distributions.Categorical(logits=logits_EA).sample())
                 values.append(values_E)
                 actions[-1].cpu().numpy()
-            values.append(self._model(self._observations_T1E[T])[1])
+            values.append(self._forward(self._observations_T1E[T])[1])
             advantages: list[Tensor] = []
             last_E = torch.zeros_like(values[0])
             for t in reversed(range(T)):
@@ -64,7 +75,7 @@ class Plain:
                 advantages.insert(0, last_E)
             advantages_B = torch.cat(advantages)
             returns_B = advantages_B + torch.cat(values[:-1])
-        logits_BA, values_B = self._model(self._observations_T1E[:T].flatten(0, 1))
+        logits_BA, values_B = self._forward(self._observations_T1E[:T].flatten(0, 1))
         policy = torch.distributions.Categorical(logits=logits_BA)
         policy_loss = -(policy.log_prob(torch.cat(actions)) * advantages_B).mean()
         value_loss = 0.5 * (values_B - returns_B).square().mean()

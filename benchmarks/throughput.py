@@ -40,7 +40,7 @@ def measure(seconds: float, repeats: int, **flags: Any) -> dict[str, Any]:
     row_count = config.num_steps * config.num_envs
     apart = {"act": 0.0, "update": 0.0}
     actions = [[random_actions(group, n) for group in envs] for n in range(config.num_steps)]
-    plain = Plain(config, envs[0].spec, replayed.collector.collect(), accel.cores())
+    plain = Plain(config, replayed.collector.collect(), replayed.model)
 
     def raw() -> int:
         valid = 0

