@@ -42,6 +42,18 @@ def test_bytes_are_scaled_to_one():
     torch.testing.assert_close(network(image), unscaled(image.float() / 255))
 
 
+def test_features_are_those_of_the_published_layers():
+    """By hand in float64, whatever the layout in memory that the network chooses."""
+    torch.manual_seed(0)
+    network = NatureCNN((4, 84, 84), scale=1 / 255)
+    images = torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8)
+    x = images.double() / 255
+    for layer, stride in zip(network.convolutions[0:6:2], (4, 2, 1), strict=True):
+        x = torch.relu(torch.nn.functional.conv2d(x, layer.weight.double(), layer.bias.double(), stride))
+    x = torch.relu(x.flatten(1) @ network.projection[0].weight.double().T + network.projection[0].bias.double())
+    torch.testing.assert_close(network(images).double(), x, rtol=1e-4, atol=1e-5)
+
+
 def test_channels_may_come_last():
     torch.manual_seed(0)
     last = NatureCNN((84, 90, 3), scale=1 / 255)
