@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -84,16 +85,28 @@ def assemble(config: TrainConfig, envs: Sequence[HostEnvs], device: torch.device
     optimizer = build_optimizer(model, config)
     generator = torch.Generator(device).manual_seed(config.seed)
     timer = PhaseTimer()
-    forward = accel.maybe_compile(model, enabled=config.compile)
+    compiled = partial(accel.maybe_compile, enabled=config.compile)
+    forward = compiled(model)
     samples = accel.micro_batch(config.micro_batch, device, convolutional=model.convolutional)
     buffer = RolloutBuffer(config.num_steps, num_envs, spec, device)
     reuse = decide(config.reuse_forward, model, buffer, samples=samples, budget=accel.graph_budget(device))
     # The graph that autograd keeps is made by the calls themselves, which a recording would not make again.
     graphs = Graphs(device, enabled=not reuse.keep, generators=[generator])
+    apart = (compiled(model.logits), compiled(model.values)) if reuse.critic else None
     collector = Collector(
-        envs, forward, buffer, generator=generator, samples=samples, timer=timer, graphs=graphs, keep_graph=reuse.keep
+        envs,
+        forward,
+        buffer,
+        generator=generator,
+        samples=samples,
+        timer=timer,
+        graphs=graphs,
+        policy=apart[0] if apart else None,
+        keep_graph=reuse.keep,
     )
     at_once = max(group.num_envs for group in envs) if reuse.keep else min(samples, config.num_steps * num_envs)
     threads = accel.update_threads(at_once, convolutional=model.convolutional)
-    learner = Learner(model, optimizer, config, forward=forward, samples=samples, threads=threads, graphs=graphs)
+    learner = Learner(
+        model, optimizer, config, forward=forward, samples=samples, threads=threads, graphs=graphs, apart=apart
+    )
     return Parts(envs, model, optimizer, generator, collector, learner, timer, reuse.keep, reuse.note)

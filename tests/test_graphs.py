@@ -105,7 +105,9 @@ def test_a_replay_computes_what_the_call_computes(settings, monkeypatch):
     """Bit for bit over rollouts: nothing that changes between them is a number, and no tensor moves."""
     plain, plain_found, _ = run(8, Graphs, monkeypatch, **settings)
     replayed, found, graphs = run(8, StandIn, monkeypatch, **settings)
-    per_rollout = settings.get("num_steps", 8) * settings.get("env_groups", 1) + settings.get("env_groups", 1) + 1
+    groups = settings.get("env_groups", 1)
+    values = groups if settings.get("shared", True) else 0  # with an encoder of its own the critic runs in the update
+    per_rollout = settings.get("num_steps", 8) * groups + values + 1
     assert graphs.replays == per_rollout * (8 - WARM_UP - 1)
     for (actions, values, metrics), (plain_actions, plain_values, plain_metrics) in zip(
         found, plain_found, strict=True

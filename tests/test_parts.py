@@ -36,17 +36,20 @@ def parameters_after(updates, config):
 def test_kept_forward_passes_make_the_same_update(env, settings, chunk):
     """Bit for bit, as long as the samples are added up in the same order: row by row."""
     common = {"env": env, "num_envs": 4, "precision": "fp32", "micro_batch": chunk, "ent_coef": 0.01, **settings}
-    kept, kept_metrics = parameters_after(4, TrainConfig(reuse_forward="on", **common))
     fresh, fresh_metrics = parameters_after(4, TrainConfig(reuse_forward="off", **common))
-    assert torch.equal(kept, fresh)
-    assert torch.equal(kept_metrics.nan_to_num(), fresh_metrics.nan_to_num())
+    for reuse in ("on", "auto"):  # auto runs a critic of its own once, over the rollout
+        kept, kept_metrics = parameters_after(4, TrainConfig(reuse_forward=reuse, **common))
+        assert torch.equal(kept, fresh)
+        assert torch.equal(kept_metrics.nan_to_num(), fresh_metrics.nan_to_num())
 
 
-def test_kept_forward_passes_agree_with_a_whole_batch():
-    common = {"num_envs": 8, "num_steps": 6, "lr": 1e-3}
-    kept, _ = parameters_after(5, TrainConfig(reuse_forward="on", **common))
+@pytest.mark.parametrize("shared", [True, False])
+def test_kept_forward_passes_agree_with_a_whole_batch(shared):
+    common = {"num_envs": 8, "num_steps": 6, "lr": 1e-3, "shared": shared}
     fresh, _ = parameters_after(5, TrainConfig(reuse_forward="off", **common))
-    torch.testing.assert_close(kept, fresh, rtol=1e-4, atol=1e-5)
+    for reuse in ("on", "auto"):
+        kept, _ = parameters_after(5, TrainConfig(reuse_forward=reuse, **common))
+        torch.testing.assert_close(kept, fresh, rtol=1e-4, atol=1e-5)
 
 
 def test_an_update_lets_go_of_the_graphs():

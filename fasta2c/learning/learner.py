@@ -18,7 +18,7 @@ from fasta2c.learning.advantages import build_gae, standardise
 from fasta2c.learning.loss import loss_sums
 from fasta2c.learning.optim import clip_grad_norm, schedule, set_learning_rate
 from fasta2c.models.actor_critic import ActorCritic
-from fasta2c.rollout.buffer import Forward, RolloutBuffer
+from fasta2c.rollout.buffer import Chunk, Forward, RolloutBuffer, env_slices
 
 METRICS = ("policy_loss", "value_loss", "entropy", "explained_variance", "grad_norm")
 
@@ -33,6 +33,8 @@ class Learner:
         forward: the model's forward pass, compiled or not.
         samples: samples whose gradient is computed at once; gradients of one rollout add up.
         threads: torch's, on a CPU, while it updates.
+        apart: observations to logits, and to values, if rollouts come without values: the learner then makes these,
+            many rows at once, and differentiates the very ones that advantages are made of.
         graphs: record the update on a GPU.
     """
 
@@ -46,6 +48,7 @@ class Learner:
         samples: int,
         threads: int,
         graphs: Graphs,
+        apart: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None,
     ) -> None:
         self._model = model
         self._optimizer = optimizer
@@ -54,6 +57,7 @@ class Learner:
         self._samples = samples
         self._threads = threads
         self._graphs = graphs
+        self._apart = apart
         device = next(model.parameters()).device
         self._gae = build_gae(config.gae, device)
         self._ent_coef = torch.tensor(config.ent_coef, device=device)
@@ -77,6 +81,7 @@ class Learner:
 
     def _update(self, rollout: RolloutBuffer) -> Tensor:
         config = self._config
+        forwards = self._forwards(rollout)
         advantages_TE, returns_TE = self._gae(
             rollout.rewards_TE,
             rollout.values_T1E,
@@ -93,7 +98,7 @@ class Learner:
 
         self._optimizer.zero_grad(set_to_none=True)
         totals = torch.zeros(3, device=count.device)
-        for (rows, envs), logits_BA, values_B in self._forwards(rollout):
+        for (rows, envs), logits_BA, values_B in forwards:
             sums = loss_sums(
                 logits_BA,
                 values_B,
@@ -107,13 +112,32 @@ class Learner:
         return torch.cat([totals / count, torch.stack([explained, grad_norm])])
 
     def _forwards(self, rollout: RolloutBuffer) -> Iterator[Forward]:
-        """The model's outputs over the rollout: those that acted, each let go when done with, or else new ones."""
+        """The model's outputs over the rollout, made when asked for; its values are complete when this returns."""
         if rollout.forwards:
-            while rollout.forwards:
-                yield rollout.forwards.pop(0)
-            return
-        for chunk in rollout.chunks(self._samples):
-            yield Forward(chunk, *self._forward(rollout.observations(*chunk)))
+            return _popped(rollout.forwards)
+        if self._apart is None:
+            return (Forward(chunk, *self._forward(rollout.observations(*chunk))) for chunk in self._chunks(rollout))
+        policy, critic = self._apart
+        values = [critic(rollout.observations(*chunk)) for chunk in self._chunks(rollout)]
+        for chunk, values_B in zip(self._chunks(rollout), values, strict=True):
+            rollout.values_T1E[chunk] = values_B.detach().view_as(rollout.values_T1E[chunk])
+        last = slice(rollout.num_steps, rollout.num_steps + 1)
+        with torch.no_grad():
+            for envs in env_slices(slice(0, rollout.num_envs), self._samples):
+                rollout.values_T1E[last, envs] = critic(rollout.observations(last, envs))
+        return (
+            Forward(chunk, policy(rollout.observations(*chunk)), values_B)
+            for chunk, values_B in zip(self._chunks(rollout), values, strict=True)
+        )
+
+    def _chunks(self, rollout: RolloutBuffer) -> Iterator[Chunk]:
+        return rollout.chunks(self._samples)
+
+
+def _popped(forwards: list[Forward]) -> Iterator[Forward]:
+    """Those that acted, each let go when done with."""
+    while forwards:
+        yield forwards.pop(0)
 
 
 def explained_variance(values_TE: Tensor, returns_TE: Tensor, valid_TE: Tensor) -> Tensor:

@@ -52,12 +52,24 @@ class ActorCritic(nn.Module):
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Observations [B, ...] to logits [B, A] and values [B]."""
+        if self.critic_encoder is not None:
+            return self.logits(observations), self.values(observations)
+        features = self._encode(self.encoder, observations)
+        return self.policy_head(features), self.value_head(features).squeeze(-1)
+
+    def logits(self, observations: Tensor) -> Tensor:
+        """Observations [B, ...] to logits [B, A] alone, which with `shared` is no less work."""
+        return self.policy_head(self._encode(self.encoder, observations))
+
+    def values(self, observations: Tensor) -> Tensor:
+        """Observations [B, ...] to values [B] alone."""
+        return self.value_head(self._encode(self.critic_encoder or self.encoder, observations)).squeeze(-1)
+
+    def _encode(self, encoder: NatureCNN | MLP, observations: Tensor) -> Tensor:
+        """float32 features [B, F]."""
         with accel.autocast(observations.device, self.precision):
-            features = self.encoder(observations)
-            critic_features = features if self.critic_encoder is None else self.critic_encoder(observations)
-        logits_BA = self.policy_head(features.float())
-        values_B = self.value_head(critic_features.float()).squeeze(-1)
-        return logits_BA, values_B
+            features: Tensor = encoder(observations)
+        return features.float()
 
     def critic_parameters(self) -> Iterator[nn.Parameter]:
         """What only the value depends on: the value head, and the critic's encoder if it has its own."""

@@ -5,7 +5,7 @@ Shapes: T rows, E environments, G of them in one group, A actions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -35,6 +35,7 @@ class Collector:
         samples: the most observations the model is called with at once.
         timer: counts the phases "act", "env" (waiting for environments) and "copy".
         graphs: record the network's part of each row on a GPU.
+        policy: observations to logits alone, where that is less work: the buffer's values are left to the learner then.
         keep_graph: act with gradients and keep the graphs in the buffer, for an update that needs no second forward
             pass. The parameters must not change before that update.
     """
@@ -49,9 +50,11 @@ class Collector:
         samples: int,
         timer: PhaseTimer,
         graphs: Graphs,
+        policy: Callable[[Tensor], Tensor] | None = None,
         keep_graph: bool = False,
     ) -> None:
         self._model = model
+        self._policy = policy
         self._buffer = buffer
         self._generator = generator
         self._samples = samples
@@ -88,8 +91,9 @@ class Collector:
                     envs.send(actions)
         for (envs, columns), value_last in zip(self._groups, self._value_last, strict=True):
             self._receive(buffer.num_steps - 1, envs, columns)
-            with timer("act"):
-                value_last()
+            if self._policy is None:
+                with timer("act"):
+                    value_last()
         buffer.upload()
         return buffer
 
@@ -108,7 +112,7 @@ class Collector:
         return actions_G.copy_(distributions.sample(logits_GA, self._generator))
 
     def _forward(self, t: int, columns: slice, *, keep_graph: bool = False) -> Tensor:
-        """Keep the values of observation t; returns its logits [G, A], without their graph."""
+        """Keep the values of observation t, if they are made; returns its logits [G, A], without their graph."""
         buffer = self._buffer
         parts = []
         for part in env_slices(columns, self._samples):
@@ -117,9 +121,12 @@ class Collector:
             if keep_graph and buffer.stack == 1:
                 observations = observations.clone()  # a view of the frames, which change before the graph is used
             with torch.set_grad_enabled(keep_graph):
-                logits, values = self._model(observations)
-            if keep_graph:
-                buffer.forwards.append(Forward(chunk, logits, values))
-            buffer.values_T1E[t, part] = values.detach()
+                logits, values = (
+                    self._model(observations) if self._policy is None else (self._policy(observations), None)
+                )
+            if values is not None:
+                buffer.values_T1E[t, part] = values.detach()
+                if keep_graph:
+                    buffer.forwards.append(Forward(chunk, logits, values))
             parts.append(logits.detach())
         return parts[0] if len(parts) == 1 else torch.cat(parts)

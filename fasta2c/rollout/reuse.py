@@ -14,16 +14,20 @@ from torch import Tensor
 from fasta2c.models.actor_critic import ActorCritic
 from fasta2c.rollout.buffer import RolloutBuffer
 
-# The fewest samples a row must have for its graph to be worth keeping, as the backward pass goes row by row then.
-# Measured on two cores, times the speed of collect and update without environments: NatureCNN (T = 8) 0.75 at E = 16,
-# 0.96 at 32, 1.04 at 64, 1.25 at 256; MLP (T = 16) 0.93 at 256, 1.5 at 4096.
-WORTHWHILE_CNN, WORTHWHILE_MLP = 64, 1024
+# The fewest samples a row of images must have for its graph to be worth keeping, as the backward pass goes row by row
+# then. Measured on two cores, times the speed of collect and update without environments: NatureCNN (T = 8) 0.75 at
+# E = 16, 0.96 at 32, 1.04 at 64, 1.25 at 256. Small networks gain nothing: an MLP (T = 16) trains CartPole at 0.6 of
+# the speed at E = 1,024, at 1.0 at 4,096.
+WORTHWHILE = 64
 
 
 class Reuse(NamedTuple):
-    """Whether the graphs are kept, and if they would be but for their size, a line for the user."""
+    """Which graphs are kept, and if there would be more but for their size, a line for the user."""
 
     keep: bool
+    """Those of the forward passes that act."""
+    critic: bool = False
+    """Those of a critic of its own, which evaluates the rollout when it is complete."""
     note: str | None = None
 
 
@@ -31,21 +35,25 @@ def decide(requested: str, model: ActorCritic, buffer: RolloutBuffer, *, samples
     """Whether a run keeps its graphs.
 
     Args:
-        requested: "on", "off", or "auto": on a CPU where rows are long enough, never on a GPU, whose rows are cheap.
+        requested: "on", "off", or "auto": on a CPU with long rows of images, never on a GPU, whose rows are cheap.
+            A critic of its own acts for nobody: unless "off", it runs once, over the rollout, where its graph fits.
         model: the network.
         buffer: the rollout to fill.
         samples: the most observations the model is called with at once.
         budget: bytes the graphs may take; beyond, they are not kept, whatever is requested.
     """
-    worthwhile = buffer.num_envs >= (WORTHWHILE_CNN if model.convolutional else WORTHWHILE_MLP)
-    if requested == "off" or (requested == "auto" and not (worthwhile and buffer.actions_TE.device.type == "cpu")):
+    if requested == "off":
         return Reuse(False)
     needed = graph_bytes(model, buffer, samples)
+    apart = model.critic_encoder is not None and needed <= budget
+    worthwhile = model.convolutional and buffer.num_envs >= WORTHWHILE
+    if requested == "auto" and not (worthwhile and buffer.actions_TE.device.type == "cpu"):
+        return Reuse(False, critic=apart)
     if needed <= budget:
         return Reuse(True)
     return Reuse(
         False,
-        f"keeping the rollout's graph would take {needed / 1e9:,.1f} GB of the {budget / 1e9:,.1f} GB allowed; "
+        note=f"keeping the rollout's graph would take {needed / 1e9:,.1f} GB of the {budget / 1e9:,.1f} GB allowed; "
         "the update makes its own forward passes (fewer --num-envs or --num-steps would keep it).",
     )
 

@@ -7,30 +7,39 @@ from fasta2c.config import TrainConfig
 from fasta2c.envs.base import EnvSpec
 from fasta2c.models.actor_critic import ActorCritic
 from fasta2c.rollout.buffer import RolloutBuffer
-from fasta2c.rollout.reuse import WORTHWHILE_CNN, WORTHWHILE_MLP, decide, graph_bytes
+from fasta2c.rollout.reuse import WORTHWHILE, Reuse, decide, graph_bytes
 
 PIXELS = EnvSpec((1, 36, 36), "uint8", 4, 3)
 VECTOR = EnvSpec((3,), "float32", 1, 4)
 
 
-def parts(spec, num_envs, num_steps=2):
-    config = TrainConfig(hidden_sizes=(8,))
+def parts(spec, num_envs, num_steps=2, **settings):
+    config = TrainConfig(hidden_sizes=(8,), **settings)
     model = ActorCritic(spec.observation_shape, spec.dtype, spec.num_actions, config)
     return model, RolloutBuffer(num_steps, num_envs, spec, torch.device("cpu"))
 
 
-@pytest.mark.parametrize(("spec", "worthwhile"), [(PIXELS, WORTHWHILE_CNN), (VECTOR, WORTHWHILE_MLP)])
-def test_auto_keeps_the_graphs_of_long_rows(spec, worthwhile):
-    for num_envs, kept in ((worthwhile - 1, False), (worthwhile, True)):
-        assert decide("auto", *parts(spec, num_envs), samples=256, budget=10**12) == (kept, None)
-        assert decide("on", *parts(spec, num_envs), samples=256, budget=10**12) == (True, None)
-        assert decide("off", *parts(spec, num_envs), samples=256, budget=10**12) == (False, None)
+@pytest.mark.parametrize(
+    ("spec", "num_envs", "kept"), [(PIXELS, WORTHWHILE - 1, False), (PIXELS, WORTHWHILE, True), (VECTOR, 4096, False)]
+)
+def test_auto_keeps_the_graphs_of_long_rows_of_images(spec, num_envs, kept):
+    assert decide("auto", *parts(spec, num_envs), samples=256, budget=10**12) == Reuse(kept)
+    assert decide("on", *parts(spec, num_envs), samples=256, budget=10**12) == Reuse(True)
+    assert decide("off", *parts(spec, num_envs), samples=256, budget=10**12) == Reuse(False)
+
+
+def test_a_critic_of_its_own_runs_once_where_its_graph_fits():
+    model, buffer = parts(VECTOR, 8, shared=False)
+    for requested, critic in (("auto", True), ("off", False)):
+        assert decide(requested, model, buffer, samples=256, budget=10**12) == Reuse(False, critic=critic)
+    assert decide("on", model, buffer, samples=256, budget=10**12) == Reuse(True)
+    assert decide("auto", model, buffer, samples=256, budget=100) == Reuse(False)
 
 
 @pytest.mark.parametrize("requested", ["auto", "on"])
 def test_graphs_beyond_the_budget_are_not_kept_and_the_user_is_told(requested):
-    keep, note = decide(requested, *parts(PIXELS, 64), samples=256, budget=1000)
-    assert not keep and note is not None and "--num-envs" in note
+    keep, critic, note = decide(requested, *parts(PIXELS, 64), samples=256, budget=1000)
+    assert not keep and not critic and note is not None and "--num-envs" in note
 
 
 def test_the_measure_grows_with_the_rollout():
