@@ -143,7 +143,7 @@ def micro_batch(requested: int, device: torch.device, *, convolutional: bool) ->
     cache; a 64 x 64 MLP three quarters of it at 512 that it has at 4,096 and more. A GPU wants them large; 16,384
     frames of NatureCNN keep about 1 GB of activations.
     """
-    return requested or (256 if device.type == "cpu" and convolutional else 8_192 if device.type == "cpu" else 16_384)
+    return requested or (256 if device.type == "cpu" and convolutional else 16_384)
 
 
 def graph_budget(device: torch.device) -> int:
