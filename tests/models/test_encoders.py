@@ -84,7 +84,7 @@ def test_relu_and_tanh_differ():
         assert out.min() >= low and out.max() <= high
 
 
-@pytest.mark.parametrize("size", [Tanh.LONG - 1, Tanh.LONG, Tanh.LONG_WITH_GRADIENT])
+@pytest.mark.parametrize("size", [Tanh.LONG - 1, Tanh.LONG])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tanh_and_its_derivative_are_torchs(size, dtype):
     x = torch.linspace(-12, 12, size).to(dtype).requires_grad_()
@@ -95,5 +95,5 @@ def test_tanh_and_its_derivative_are_torchs(size, dtype):
     torch.testing.assert_close(found.detach().double(), wanted, rtol=0, atol=tolerance)
     torch.testing.assert_close(x.grad.double(), 1 - wanted**2, rtol=0, atol=2 * tolerance)
     with torch.no_grad():
-        torch.testing.assert_close(Tanh()(x).double(), wanted, rtol=0, atol=tolerance)
+        assert torch.equal(Tanh()(x), found), "the same without a gradient, bit for bit"
     assert torch.isfinite(Tanh()(torch.full((size,), 1e30))).all()
