@@ -41,7 +41,8 @@ class Plain:
 
         def features(encoder: NatureCNN | MLP) -> Tensor:
             if isinstance(encoder, NatureCNN):
-                return encoder.projection(encoder.convolutions(observations.float()))
+                images = observations.permute(0, 3, 1, 2) if encoder._channels_last else observations
+                return encoder.projection(encoder.convolutions(images.float()))
             return encoder.layers(observations.float().flatten(1))
 
         model = self._model

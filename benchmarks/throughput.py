@@ -66,9 +66,9 @@ def measure(seconds: float, repeats: int, **flags: Any) -> dict[str, Any]:
         training.learner.update(training.collector.collect(), 0.0)
         return training.collector.env_steps - before
 
-    for work in (raw, net, plain, train):  # warm-up, compilation included
-        work()
-        work()
+    for work in (raw, net, plain, train):  # warm-up, compilation and recording included
+        for _ in range(3):
+            work()
     synchronize(device)
     warm_up = time.perf_counter() - began
     found: dict[str, list[float]] = {"raw_env": [], "act": [], "update": [], "plain": [], "train": []}

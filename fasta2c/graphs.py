@@ -18,6 +18,11 @@ R = TypeVar("R")
 WARM_UP = 2
 
 
+def warm_up_updates(device: torch.device) -> int:
+    """Updates of a run until its speed is that of the rest: one compiles; on a GPU the last of three is recorded."""
+    return WARM_UP + 1 if device.type == "cuda" else 1
+
+
 class Graphs:
     """Makes functions that record themselves; all of one instance must be called in the same order every time.
 

@@ -18,6 +18,7 @@ from fasta2c.config import TrainConfig, check_resumable, from_plain, load_preset
 from fasta2c.envs.ids import resolve
 from fasta2c.errors import RunError, Stopped, UserError
 from fasta2c.evaluation import make_eval_envs, play
+from fasta2c.graphs import warm_up_updates
 from fasta2c.learning.learner import METRICS
 from fasta2c.learning.optim import load_optimizer_state, schedule
 from fasta2c.parts import assemble, make_envs
@@ -47,11 +48,11 @@ class TrainResult:
     episodes: int
     wall_seconds: float
     sps: float
-    """Env steps per second of wall time, the first update (compilation, warm-up) left out."""
+    """Env steps per second of wall time, warm-up left out."""
     mean_return: float | None
     """Over the last 100 games; None if none has ended."""
     warm_up_seconds: float
-    """What the first update took, compilation included."""
+    """What the first update took, compilation included; on a GPU the first three, of which graphs are recorded."""
     time_report: TimeReport | None
     """Where the time went; None after a single update."""
     best_return: float | None
@@ -133,7 +134,11 @@ class Trainer:
         if state:
             load_parameters(self.parts.model, state["model"], file)
             load_optimizer_state(self.parts.optimizer, state["optimizer"])
-            self.parts.generator.set_state(state["generator"])
+            # A generator of another kind of device has another state: then the actions' randomness starts anew.
+            if len(state["generator"]) == len(self.parts.generator.get_state()):
+                self.parts.generator.set_state(state["generator"])
+            else:
+                self.parts.generator.manual_seed(config.seed + self.resumes)
             self.collector.env_steps = state["env_steps"]
             self.collector.episodes.load_state_dict(state["episodes"])
         elif config.init_from is not None:
@@ -198,13 +203,13 @@ class Trainer:
         progress.say(f"{config.env} on {self.device}: {config.num_envs} environments, run in {self.directory.path}")
         if self.parts.note:
             progress.say(self.parts.note)
-        first_update = self.update + 1
+        warm_update = self.update + warm_up_updates(self.device)
         while self.env_steps < config.total_steps and signals.received is None:
             fraction = self.env_steps / config.total_steps
             rollout = collector.collect()
             with timer("update"):
                 self._take(self.learner.update(rollout, fraction))
-            if self.update == first_update:
+            if self.update == warm_update:
                 self._end_warm_up()
             with timer("log"):
                 if config.eval_interval and self.update % config.eval_interval == 0:
@@ -242,7 +247,7 @@ class Trainer:
             rows=rows,
             on_gpu=self.device.type == "cuda",
             in_turn=resolve(self.config.env).backend == "gymnasium",
-            overlapped=len(self.parts.envs) > 1,
+            overlapped=len(self.parts.envs) > 1 and resolve(self.config.env).backend != "gymnasium",
         )
 
     def _end_warm_up(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -12,7 +13,8 @@ import torch
 from fasta2c import accel
 from fasta2c.config import TrainConfig
 from fasta2c.envs.ids import resolve
-from fasta2c.parts import assemble, make_envs
+from fasta2c.graphs import warm_up_updates
+from fasta2c.parts import Parts, assemble, make_envs
 
 # Numbers of environments that are tried, as long as they pay.
 NUM_ENVS = (16, 64, 256, 1024, 4096)
@@ -78,7 +80,12 @@ def sweep(config: TrainConfig, device: torch.device, *, seconds: float) -> Itera
     for num_envs in [n for n in NUM_ENVS if n <= most] or NUM_ENVS[:1]:
         if trials and _estimate(trials[-1], num_envs) > deadline - time.perf_counter():
             break
-        trials.append(_try(config, device, {"num_envs": num_envs}))
+        try:
+            trials.append(_try(config, device, {"num_envs": num_envs}))
+        except (MemoryError, RuntimeError) as error:
+            if not trials or not _is_out_of_memory(error):
+                raise
+            break  # so many do not fit; those before do
         yield trials[-1]
         if len(trials) > 2 and max(trial.sps for trial in trials[-2:]) < trials[-3].sps:
             break  # twice in a row, more were no faster
@@ -87,6 +94,11 @@ def sweep(config: TrainConfig, device: torch.device, *, seconds: float) -> Itera
         if best.seconds > deadline - time.perf_counter():
             break
         yield _try(config, device, {"num_envs": best.settings["num_envs"], **other})
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether `error` is Python's, torch's or the allocator's word for it."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error)
 
 
 def _estimate(last: Trial, num_envs: int) -> float:
@@ -108,25 +120,36 @@ def _variants(config: TrainConfig, num_envs: int) -> Iterator[dict[str, Any]]:
 
 
 def _try(config: TrainConfig, device: torch.device, settings: dict[str, Any]) -> Trial:
-    """Make what `settings` say and train a second or two with it."""
+    """Make what `settings` say and train a second or two with it; nothing of it is left."""
     began = time.perf_counter()
-    tried = dataclasses.replace(config, **settings)
-    envs = make_envs(tried, device)
     try:
-        parts = assemble(tried, envs, device)
+        sps = _measure(dataclasses.replace(config, **settings, compile=False), device)  # or each would be compiled
+    finally:
+        gc.collect()  # what was tried refers to itself, and may be large
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return Trial(settings, sps, time.perf_counter() - began)
 
-        def train(seconds: float) -> float:
-            """Env steps a second of whole updates that take at least `seconds`."""
-            start, steps = time.perf_counter(), parts.collector.env_steps
-            while True:
-                metrics = parts.learner.update(parts.collector.collect(), 0.0)
-                float(metrics[0])  # wait for the device
-                if (passed := time.perf_counter() - start) >= seconds:
-                    return (parts.collector.env_steps - steps) / passed
 
-        train(0.3)
-        sps = train(1.0)
+def _measure(config: TrainConfig, device: torch.device) -> float:
+    """Env steps a second of a run of `config`, its warm-up left out."""
+    envs = make_envs(config, device)
+    try:
+        parts = assemble(config, envs, device)
+        for _ in range(warm_up_updates(device)):
+            _train(parts, 0.0)
+        _train(parts, 0.3)
+        return _train(parts, 1.0)
     finally:
         for group in envs:
             group.close()
-    return Trial(settings, sps, time.perf_counter() - began)
+
+
+def _train(parts: Parts, seconds: float) -> float:
+    """Env steps a second of whole updates that take at least `seconds`."""
+    start, steps = time.perf_counter(), parts.collector.env_steps
+    while True:
+        metrics = parts.learner.update(parts.collector.collect(), 0.0)
+        float(metrics[0])  # wait for the device
+        if (passed := time.perf_counter() - start) >= seconds:
+            return (parts.collector.env_steps - steps) / passed

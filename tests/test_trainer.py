@@ -94,6 +94,16 @@ def test_resume_goes_on_where_the_run_was(tmp_path):
     assert load(second)["resumes"] == 1 and not same_parameters(before, load(second))
 
 
+def test_a_run_of_another_kind_of_device_goes_on_with_new_randomness(tmp_path):
+    """A CUDA generator's state is 16 bytes; a CPU's, which cannot take it, starts anew."""
+    run = train(TrainConfig(total_steps=64, num_envs=2, quiet=True, run_dir=tmp_path / "run"))
+    for file in (run.run_dir / "checkpoints").glob("*.pt"):
+        state = torch.load(file, weights_only=True)
+        state["generator"] = torch.zeros(16, dtype=torch.uint8)
+        torch.save(state, file)
+    assert train(TrainConfig(total_steps=128, quiet=True), resume=run.run_dir).env_steps >= 128
+
+
 def test_resume_restores_parameters_optimizer_and_generator(tmp_path):
     """Nothing left to do: what is saved again is what was loaded."""
     first = train(config(tmp_path))

@@ -46,12 +46,13 @@ class TimeReport:
     def advice(self) -> str:
         """One sentence."""
         seconds = self.seconds
+        # On a GPU, which is not waited for, an update's time shows as the next row's: rows are no measure there.
         longest = max(seconds["env"], self._network, seconds["copy"], seconds["log"])
         rollouts = seconds["env"] + seconds["act"] + seconds["copy"]
         row = rollouts / self.rows
         if longest == seconds["log"]:
             return "logs, checkpoints and evaluation are the limit: raise their intervals (--log-interval, …)."
-        if row < SHORT_ROW and rollouts > seconds["update"]:
+        if row < SHORT_ROW and rollouts > seconds["update"] and not self.on_gpu:
             return (
                 f"a row takes {1e6 * row:,.0f} µs, mostly what any row costs: more --num-envs share it "
                 "(--num-envs auto tries some)."
