@@ -37,9 +37,7 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= count:
         found = f"{count} CUDA device{'s' if count != 1 else ''}" if count else "no CUDA device"
         raise UserError(f"device: {name!r} is not there ({found} found); use --device cpu or auto.")
-    if device.type != "cuda":
-        return device
-    return torch.device("cuda", device.index or 0)
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -121,9 +119,8 @@ def prepare_training(device: torch.device) -> None:
     _keep_freed_memory()
     if device.type == "cuda":
         torch.cuda.set_device(device)  # where events, streams and Triton's kernels go that are not told
-        torch.backends.cudnn.benchmark = (
-            True  # try the convolutions' algorithms once for each shape, of which few occur
-        )
+        # Few shapes occur: the convolutions' algorithms are tried once for each.
+        torch.backends.cudnn.benchmark = True
 
 
 def _keep_freed_memory() -> None:

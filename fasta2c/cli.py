@@ -7,7 +7,6 @@ import dataclasses
 import errno
 import json
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 
 import fasta2c
 from fasta2c.config import TrainConfig, from_plain, load_preset, read_config
-from fasta2c.errors import Fasta2cError, Stopped, UserError, did_you_mean
+from fasta2c.errors import Fasta2cError, Stopped, UserError, did_you_mean, is_out_of_memory
 from fasta2c.fields import Range
 from fasta2c.flags import Given, errors_named, parse, scan
 
@@ -50,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Only a name that the user wrote can be too long.
         return _tell(f"error: {error}", 2 if error.errno == errno.ENAMETOOLONG else 1)
     except RuntimeError as error:
-        if re.search("out of memory|allocate memory", str(error)):  # torch's own words
+        if is_out_of_memory(error):
             return _tell("error: out of memory; use fewer --num-envs or --num-steps, or a smaller --micro-batch.", 1)
         raise
     return 0

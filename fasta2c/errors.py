@@ -48,3 +48,8 @@ def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:
         return ""
     listed = " or ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
     return f" Did you mean {listed}?"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether `error` says that memory is out: Python's own, or one in torch's words."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in ("out of memory", "allocate memory"))

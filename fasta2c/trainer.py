@@ -122,9 +122,9 @@ class Trainer:
             self.update, self.resumes = state["update"], state["resumes"] + 1
             self.wall_before, self.best_return = state["wall_seconds"], state["best_return"]
 
-        # A resumed run starts new games: with other seeds, so that it does not replay the old ones.
         if isinstance(config.num_envs, int) and config.num_envs >= 256:  # 10 s for as many emulators on two cores
             Progress(0, quiet=config.quiet).say(f"making {config.num_envs:,} environments")
+        # A resumed run starts new games: with other seeds, so that it does not replay the old ones.
         envs = make_envs(config, self.device, stream=self.resumes)
         for group in envs:
             resources.callback(group.close)
@@ -227,7 +227,7 @@ class Trainer:
 
     @property
     def sps(self) -> float:
-        """Env steps per second of this session, its first update left out."""
+        """Env steps per second of this session, its warm-up left out."""
         seconds = time.perf_counter() - self._warm_at
         return (self.env_steps - self._warm_steps) / seconds if seconds > 0 else 0.0
 
@@ -237,17 +237,18 @@ class Trainer:
 
     @property
     def time_report(self) -> TimeReport | None:
-        """Where the time of this session went since its first update; None where that was the only one."""
+        """Where the time of this session went since its warm-up; None where there was nothing after it."""
         rows = (self.update - self._warm_update) * self.config.num_steps
         if not self._warm_phases or not rows:
             return None
+        in_turn = resolve(self.config.env).backend == "gymnasium"
         return TimeReport(
             {phase: self.timer.seconds[phase] - self._warm_phases[phase] for phase in PHASES},
             env_steps=self.env_steps - self._warm_steps,
             rows=rows,
             on_gpu=self.device.type == "cuda",
-            in_turn=resolve(self.config.env).backend == "gymnasium",
-            overlapped=len(self.parts.envs) > 1 and resolve(self.config.env).backend != "gymnasium",
+            in_turn=in_turn,
+            overlapped=len(self.parts.envs) > 1 and not in_turn,
         )
 
     def _end_warm_up(self) -> None:

@@ -13,6 +13,7 @@ import torch
 from fasta2c import accel
 from fasta2c.config import TrainConfig
 from fasta2c.envs.ids import resolve
+from fasta2c.errors import is_out_of_memory
 from fasta2c.graphs import warm_up_updates
 from fasta2c.parts import Parts, assemble, make_envs
 
@@ -83,7 +84,7 @@ def sweep(config: TrainConfig, device: torch.device, *, seconds: float) -> Itera
         try:
             trials.append(_try(config, device, {"num_envs": num_envs}))
         except (MemoryError, RuntimeError) as error:
-            if not trials or not _is_out_of_memory(error):
+            if not trials or not is_out_of_memory(error):
                 raise
             break  # so many do not fit; those before do
         yield trials[-1]
@@ -94,11 +95,6 @@ def sweep(config: TrainConfig, device: torch.device, *, seconds: float) -> Itera
         if best.seconds > deadline - time.perf_counter():
             break
         yield _try(config, device, {"num_envs": best.settings["num_envs"], **other})
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether `error` is Python's, torch's or the allocator's word for it."""
-    return isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error)
 
 
 def _estimate(last: Trial, num_envs: int) -> float:

@@ -118,7 +118,9 @@ def test_nothing_waits_for_the_device_but_the_actions(env, reuse_forward):
             parts.learner.update(parts.collector.collect(), 0.0)
         torch.cuda.set_sync_debug_mode("error")
         for _ in range(3):
-            parts.learner.update(parts.collector.collect(), 0.5)
+            metrics = parts.learner.update(parts.collector.collect(), 0.5)  # raises where it would wait
+        torch.cuda.set_sync_debug_mode("default")
+        assert torch.isfinite(metrics[:3]).all()
     finally:
         torch.cuda.set_sync_debug_mode("default")
         for group in envs:

@@ -18,7 +18,7 @@ from fasta2c.learning.advantages import build_gae, standardise
 from fasta2c.learning.loss import loss_sums
 from fasta2c.learning.optim import clip_grad_norm, schedule, set_learning_rate
 from fasta2c.models.actor_critic import ActorCritic
-from fasta2c.rollout.buffer import Chunk, Forward, RolloutBuffer, env_slices
+from fasta2c.rollout.buffer import Forward, RolloutBuffer, env_slices
 
 METRICS = ("policy_loss", "value_loss", "entropy", "explained_variance", "grad_norm")
 
@@ -115,23 +115,22 @@ class Learner:
         """The model's outputs over the rollout, made when asked for; its values are complete when this returns."""
         if rollout.forwards:
             return _popped(rollout.forwards)
+        chunks = list(rollout.chunks(self._samples))
         if self._apart is None:
-            return (Forward(chunk, *self._forward(rollout.observations(*chunk))) for chunk in self._chunks(rollout))
+            return (Forward(chunk, *self._forward(rollout.observations(*chunk))) for chunk in chunks)
         policy, critic = self._apart
-        values = [critic(rollout.observations(*chunk)) for chunk in self._chunks(rollout)]
-        for chunk, values_B in zip(self._chunks(rollout), values, strict=True):
-            rollout.values_T1E[chunk] = values_B.detach().view_as(rollout.values_T1E[chunk])
+        values = []
+        for chunk in chunks:
+            values.append(critic(rollout.observations(*chunk)))
+            rollout.values_T1E[chunk] = values[-1].detach().view_as(rollout.values_T1E[chunk])
         last = slice(rollout.num_steps, rollout.num_steps + 1)
         with torch.no_grad():
             for envs in env_slices(slice(0, rollout.num_envs), self._samples):
                 rollout.values_T1E[last, envs] = critic(rollout.observations(last, envs))
         return (
             Forward(chunk, policy(rollout.observations(*chunk)), values_B)
-            for chunk, values_B in zip(self._chunks(rollout), values, strict=True)
+            for chunk, values_B in zip(chunks, values, strict=True)
         )
-
-    def _chunks(self, rollout: RolloutBuffer) -> Iterator[Chunk]:
-        return rollout.chunks(self._samples)
 
 
 def _popped(forwards: list[Forward]) -> Iterator[Forward]:

@@ -88,6 +88,7 @@ class _Tanh(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Any shape to the same shape, kept for the derivative."""
         y = torch.empty_like(x)
         np.tanh(x.detach().numpy(), out=y.numpy())
         ctx.save_for_backward(y)

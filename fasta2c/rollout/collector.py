@@ -77,7 +77,7 @@ class Collector:
 
     @torch.no_grad()
     def collect(self) -> RolloutBuffer:
-        """Fill the buffer with the next T rows and the values of T + 1 observations."""
+        """Fill the buffer with the next T rows, and the values of T + 1 observations unless the learner makes them."""
         buffer, timer = self._buffer, self._timer
         buffer.carry_over()
         buffer.forwards.clear()
@@ -121,9 +121,10 @@ class Collector:
             if keep_graph and buffer.stack == 1:
                 observations = observations.clone()  # a view of the frames, which change before the graph is used
             with torch.set_grad_enabled(keep_graph):
-                logits, values = (
-                    self._model(observations) if self._policy is None else (self._policy(observations), None)
-                )
+                if self._policy is None:
+                    logits, values = self._model(observations)
+                else:
+                    logits, values = self._policy(observations), None
             if values is not None:
                 buffer.values_T1E[t, part] = values.detach()
                 if keep_graph:
