@@ -16,6 +16,7 @@ import numpy as np
 
 from fasta2c import accel  # isort: skip  (before torch, so that OpenMP waits as it does in training)
 import torch
+from gymnasium.vector.utils import batch_space
 
 from fasta2c.config import TrainConfig, load_preset
 from fasta2c.envs.base import HostEnvs, Row
@@ -27,6 +28,7 @@ class Replay(HostEnvs):
 
     def __init__(self, envs: HostEnvs, rows: int) -> None:
         self.spec, self.num_envs, self.seeds, self.options = envs.spec, envs.num_envs, envs.seeds, envs.options
+        self.observation_space, self.action_space = envs.observation_space, envs.action_space
         self._first = envs.reset()
         self._rows = [envs.step(random_actions(envs, n)) for n in range(rows)]
         self._next = 0
@@ -55,8 +57,10 @@ def with_preset(**given: Any) -> TrainConfig:
 
 
 def random_actions(envs: HostEnvs, seed: int) -> np.ndarray[Any, Any]:
-    """Actions [E] drawn evenly."""
-    return np.random.default_rng(seed).integers(0, envs.spec.num_actions, envs.num_envs)
+    """Actions [E, ...] drawn evenly from the action space, legal or not."""
+    space = batch_space(envs.action_space, envs.num_envs)
+    space.seed(seed)
+    return np.asarray(space.sample())
 
 
 def rate(work: Callable[[], int], seconds: float, device: torch.device) -> float:

@@ -15,8 +15,21 @@ from torch import Tensor, nn
 from fasta2c import accel
 from fasta2c.config import TrainConfig
 from fasta2c.models.actor_critic import ActorCritic
-from fasta2c.models.encoders import MLP, NatureCNN
+from fasta2c.models.distributions import Categorical, Gaussian
+from fasta2c.models.images import NatureCNN
+from fasta2c.models.layers import Tanh
 from fasta2c.rollout.buffer import RolloutBuffer
+
+
+class _PlainCNN(nn.Module):
+    """NatureCNN's layers alone."""
+
+    def __init__(self, network: NatureCNN) -> None:
+        super().__init__()
+        self.convolutions, self.projection = network.convolutions, network.projection
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.projection(self.convolutions(images.float()))
 
 
 class Plain:
@@ -26,9 +39,12 @@ class Plain:
         self._config = config
         self._model = copy.deepcopy(model)
         self._device = rollout.values_T1E.device
-        for encoder in (self._model.encoder, self._model.critic_encoder):
-            if isinstance(encoder, MLP) and config.activation == "tanh":
-                encoder.layers = nn.Sequential(*(x if isinstance(x, nn.Linear) else nn.Tanh() for x in encoder.layers))
+        for module in list(self._model.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, Tanh):
+                    setattr(module, name, nn.Tanh())
+                elif isinstance(child, NatureCNN):
+                    setattr(module, name, _PlainCNN(child))
         self._optimizer = torch.optim.RMSprop(self._model.parameters(), lr=config.lr, alpha=0.99, eps=1e-5)
         T, E = rollout.num_steps, rollout.num_envs
         rows = [rollout.observations(slice(t, t + 1), slice(0, E)).clone() for t in range(T + 1)]
@@ -36,20 +52,15 @@ class Plain:
         self._rewards_TE = rollout.rewards_TE.clone()
         self._done_TE = (rollout.terminated_TE | rollout.truncated_TE).clone()
 
-    def _forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and values, of the network's layers alone."""
-
-        def features(encoder: NatureCNN | MLP) -> Tensor:
-            if isinstance(encoder, NatureCNN):
-                images = observations.permute(0, 3, 1, 2) if encoder._channels_last else observations
-                return encoder.projection(encoder.convolutions(images.float()))
-            return encoder.layers(observations.float().flatten(1))
-
-        model = self._model
-        with accel.autocast(self._device, model.precision):
-            own = features(model.encoder)
-            critics = own if model.critic_encoder is None else features(model.critic_encoder)
-        return model.policy_head(own.float()), model.value_head(critics.float()).squeeze(-1)
+    def _policy(self, policy_BP: Tensor) -> torch.distributions.Distribution:
+        """What its numbers make, as PyTorch has it."""
+        head = self._model.distribution
+        if isinstance(head, Gaussian):
+            mean_BD, log_std_BD = policy_BP.chunk(2, dim=-1)
+            return torch.distributions.Independent(torch.distributions.Normal(mean_BD, log_std_BD.exp()), 1)
+        assert isinstance(head, Categorical)
+        choices = torch.distributions.Categorical(logits=policy_BP.unflatten(1, head.grid))
+        return torch.distributions.Independent(choices, 1)
 
     def __call__(self) -> int:
         """One rollout and its update; returns how many samples it had."""
@@ -62,11 +73,11 @@ class Plain:
         actions, values = [], []
         with torch.no_grad():
             for t in range(T):
-                logits_EA, values_E = self._forward(self._observations_T1E[t])
-                actions.append(torch.distributions.Categorical(logits=logits_EA).sample())
+                logits_EA, values_E = self._model(self._observations_T1E[t])
+                actions.append(self._policy(logits_EA).sample())
                 values.append(values_E)
                 actions[-1].cpu().numpy()
-            values.append(self._forward(self._observations_T1E[T])[1])
+            values.append(self._model(self._observations_T1E[T])[1])
             advantages: list[Tensor] = []
             last_E = torch.zeros_like(values[0])
             for t in reversed(range(T)):
@@ -76,8 +87,8 @@ class Plain:
                 advantages.insert(0, last_E)
             advantages_B = torch.cat(advantages)
             returns_B = advantages_B + torch.cat(values[:-1])
-        logits_BA, values_B = self._forward(self._observations_T1E[:T].flatten(0, 1))
-        policy = torch.distributions.Categorical(logits=logits_BA)
+        logits_BA, values_B = self._model(self._observations_T1E[:T].flatten(0, 1))
+        policy = self._policy(logits_BA)
         policy_loss = -(policy.log_prob(torch.cat(actions)) * advantages_B).mean()
         value_loss = 0.5 * (values_B - returns_B).square().mean()
         loss = policy_loss + config.vf_coef * value_loss - config.ent_coef * policy.entropy().mean()

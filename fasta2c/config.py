@@ -19,6 +19,7 @@ import yaml
 from fasta2c.errors import UserError, did_you_mean
 from fasta2c.fields import Count, NonNegative, Positive, Range, Unit, Whole, accepts, check, kind_of, show
 
+ENCODERS = ("auto", "mlp", "nature-cnn", "impala", "small-cnn")
 Schedule = Literal["constant", "linear", "cosine"]
 
 
@@ -86,12 +87,22 @@ class TrainConfig:
 
     shared: bool = True
     """Actor and critic share one encoder."""
-    encoder: Literal["auto", "nature-cnn", "mlp"] = "auto"
-    """Network in front of the heads; auto takes nature-cnn for images of 36 pixels and more, else mlp."""
+    encoder: str = "auto"
+    """auto (by the observations' shapes), mlp, nature-cnn, impala, small-cnn, or a class of yours as module:Class."""
     hidden_sizes: tuple[Count, ...] = (64, 64)
-    """Widths of the mlp's layers."""
+    """Widths of the fully connected layers behind vectors, small grids and several observations together."""
     activation: Literal["tanh", "relu"] = "tanh"
-    """Activation of the mlp."""
+    """Activation of these layers."""
+    normalize_observations: bool = False
+    """Bring real-valued observations to mean 0 and variance 1, by statistics of the run so far."""
+    normalize_rewards: bool = False
+    """Divide learning rewards by the standard deviation of discounted returns so far; scores stay the game's."""
+    reward_clip: NonNegative = 0.0
+    """Learning rewards, scaled if asked for, are cut to this magnitude; 0 leaves them as they are."""
+    action_bounds: Literal["clip", "squash"] = "clip"
+    """How real-valued actions meet their bounds: clipped behind a normal distribution, or squashed by tanh."""
+    log_std_init: Annotated[float, Range(-10, 2)] = 0.0
+    """Logarithm of the standard deviation real-valued actions begin with, in halves of their range."""
 
     run_dir: Path | None = None
     """Folder of the run; runs/<env>/<time>-s<seed> unless given."""
@@ -119,6 +130,9 @@ class TrainConfig:
             check(name, getattr(self, name), hint)
         if not (self.device in ("auto", "cpu", "cuda") or _is_cuda_index(self.device)):
             raise UserError(f"device: {show(self.device)} is not one of auto, cpu, cuda, cuda:N.")
+        if ":" not in self.encoder and self.encoder not in ENCODERS:
+            known = f"{', '.join(ENCODERS)}, nor a class of yours as module:Class"
+            raise UserError(f"encoder: {show(self.encoder)} is none of {known}.{did_you_mean(self.encoder, ENCODERS)}")
         if not self.env.strip():
             raise UserError("env: an environment id is needed, such as Atari/Pong.")
 

@@ -16,8 +16,9 @@ from fasta2c.envs.make import look_up_spec, make_env_groups
 from fasta2c.graphs import Graphs
 from fasta2c.learning.learner import Learner
 from fasta2c.learning.optim import build_optimizer
+from fasta2c.learning.rewards import RewardScaler
 from fasta2c.models.actor_critic import ActorCritic
-from fasta2c.models.encoders import choose_encoder
+from fasta2c.models.encoders import is_convolutional
 from fasta2c.policy import build_model
 from fasta2c.rollout.buffer import RolloutBuffer
 from fasta2c.rollout.collector import Collector
@@ -63,8 +64,7 @@ def make_envs(config: TrainConfig, device: torch.device, *, stream: int = 0) -> 
     elif env_id.backend == "gymnasium":
         groups = 1  # these step while they are waited for
     else:
-        shape = look_up_spec(env_id, config.env_kwargs).observation_shape
-        convolutional = choose_encoder(config.encoder, shape) == "nature-cnn"
+        convolutional = is_convolutional(config.encoder, look_up_spec(env_id, config.env_kwargs).leaves)
         groups = accel.env_groups(config.num_envs, device, convolutional=convolutional)
     return make_env_groups(
         env_id,
@@ -92,10 +92,11 @@ def assemble(config: TrainConfig, envs: Sequence[HostEnvs], device: torch.device
     reuse = decide(config.reuse_forward, model, buffer, samples=samples, budget=accel.graph_budget(device))
     # The graph that autograd keeps is made by the calls themselves, which a recording would not make again.
     graphs = Graphs(device, enabled=not reuse.keep, generators=[generator])
-    apart = (compiled(model.logits), compiled(model.values)) if reuse.critic else None
+    apart = (compiled(model.policy), compiled(model.values)) if reuse.critic else None
     collector = Collector(
         envs,
         forward,
+        model.distribution,
         buffer,
         generator=generator,
         samples=samples,
@@ -107,6 +108,14 @@ def assemble(config: TrainConfig, envs: Sequence[HostEnvs], device: torch.device
     at_once = max(group.num_envs for group in envs) if reuse.keep else min(samples, config.num_steps * num_envs)
     threads = accel.update_threads(at_once, convolutional=model.convolutional)
     learner = Learner(
-        model, optimizer, config, forward=forward, samples=samples, threads=threads, graphs=graphs, apart=apart
+        model,
+        optimizer,
+        config,
+        forward=forward,
+        samples=samples,
+        threads=threads,
+        graphs=graphs,
+        apart=apart,
+        reward_scaler=RewardScaler(num_envs, config.gamma).to(device) if config.normalize_rewards else None,
     )
     return Parts(envs, model, optimizer, generator, collector, learner, timer, reuse.keep, reuse.note)

@@ -8,18 +8,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fasta2c import accel
 from fasta2c.config import TrainConfig, from_plain
-from fasta2c.envs.base import EnvSpec
 from fasta2c.errors import UserError
-from fasta2c.models import distributions
 from fasta2c.models.actor_critic import ActorCritic
-from fasta2c.models.encoders import choose_encoder
+from fasta2c.models.encoders import is_convolutional
 from fasta2c.run import checkpoint
+from fasta2c.spaces import EnvSpec
 
 
 def build_model(spec: EnvSpec, config: TrainConfig, device: torch.device) -> ActorCritic:
@@ -27,11 +25,10 @@ def build_model(spec: EnvSpec, config: TrainConfig, device: torch.device) -> Act
 
     Sets torch's threads to what suits it.
     """
-    shape = spec.observation_shape
-    convolutional = choose_encoder(config.encoder, shape) == "nature-cnn"
+    convolutional = is_convolutional(config.encoder, spec.leaves)
     accel.set_threads(convolutional=convolutional)
     precision = accel.resolve_precision(config.precision, device, convolutional=convolutional)
-    return ActorCritic(shape, spec.dtype, spec.num_actions, config, precision).to(device)
+    return ActorCritic(spec, config, precision).to(device)
 
 
 def load_state(file: Path) -> dict[str, Any]:
@@ -75,27 +72,44 @@ class Policy:
         self.config = config
         self.device = device
         self._generator = torch.Generator(device).manual_seed(seed)
+        self._layout = spec.layout
         self._samples = accel.micro_batch(0, device, convolutional=model.convolutional)
 
-    def act(self, observations: Tensor | np.ndarray[Any, Any], *, greedy: bool = False) -> Tensor:
-        """Actions [B] for observations [B, ...]: sampled, or the likeliest ones if `greedy`."""
-        logits_BA, _ = self._forward(observations)
-        return logits_BA.argmax(dim=-1) if greedy else distributions.sample(logits_BA, self._generator)
+    def act(self, observations: Any, *, greedy: bool = False) -> Tensor:
+        """Actions [B, ...] as the environment takes them: sampled, or the likeliest ones if `greedy`.
 
-    def value(self, observations: Tensor | np.ndarray[Any, Any]) -> Tensor:
+        Args:
+            observations: [B, ...] as `make_envs` returns them: a tensor or an array, or dicts of them.
+            greedy: take the likeliest actions; the means, of real numbers.
+        """
+        policy_BP, _ = self._forward(observations)
+        distribution = self.model.distribution
+        actions = distribution.mode(policy_BP) if greedy else distribution.sample(policy_BP, self._generator)
+        return distribution.env_actions(actions)
+
+    def value(self, observations: Any) -> Tensor:
         """Values [B] of observations [B, ...]: the discounted return expected from each."""
         return self._forward(observations)[1]
 
     @torch.no_grad()
-    def _forward(self, observations: Tensor | np.ndarray[Any, Any]) -> tuple[Tensor, Tensor]:
-        batch = torch.as_tensor(observations)
-        if tuple(batch.shape[1:]) != self.spec.observation_shape:
-            raise ValueError(
-                f"expected observations of shape [B, {', '.join(map(str, self.spec.observation_shape))}], "
-                f"got {list(batch.shape)}"
-            )
-        parts = [self.model(part.to(self.device)) for part in batch.split(self._samples)]
-        return torch.cat([logits for logits, _ in parts]), torch.cat([values for _, values in parts])
+    def _forward(self, observations: Any) -> tuple[Tensor, Tensor]:
+        packed = self._packed(observations)
+        parts = [self.model(part.to(self.device)) for part in packed.split(self._samples)]
+        return torch.cat([policy for policy, _ in parts]), torch.cat([values for _, values in parts])
+
+    def _packed(self, observations: Any) -> Tensor:
+        """Observations as a rollout holds them; raises `ValueError` where they are not those of the spec."""
+        arrays = []
+        for leaf, value in zip(self._layout.leaves, self._layout.flatten(observations), strict=True):
+            tensor = torch.as_tensor(value)
+            if tuple(tensor.shape[1:]) != leaf.shape:
+                name = ".".join(leaf.path) or "observations"
+                shape = ", ".join(map(str, ("B", *leaf.shape)))
+                raise ValueError(f"expected {name} of shape [{shape}], got {list(tensor.shape)}")
+            arrays.append(tensor)
+        if not self._layout.packed:
+            return arrays[0]
+        return torch.from_numpy(self._layout.pack([tensor.cpu().numpy() for tensor in arrays]))
 
 
 def load_policy(path: str | Path, *, checkpoint_name: str = "latest", device: str = "auto", seed: int = 0) -> Policy:

@@ -34,7 +34,17 @@ from fasta2c.tune import tune
 
 # What a checkpoint holds for --resume, beside what a policy is made of.
 _RESUMED = frozenset(
-    {"optimizer", "generator", "env_steps", "update", "resumes", "wall_seconds", "episodes", "best_return"}
+    {
+        "optimizer",
+        "reward_scaler",
+        "generator",
+        "env_steps",
+        "update",
+        "resumes",
+        "wall_seconds",
+        "episodes",
+        "best_return",
+    }
 )
 
 
@@ -134,6 +144,8 @@ class Trainer:
         if state:
             load_parameters(self.parts.model, state["model"], file)
             load_optimizer_state(self.parts.optimizer, state["optimizer"])
+            if self.learner.reward_scaler is not None:
+                self.learner.reward_scaler.load_state_dict(state["reward_scaler"])
             # A generator of another kind of device has another state: then the actions' randomness starts anew.
             if len(state["generator"]) == len(self.parts.generator.get_state()):
                 self.parts.generator.set_state(state["generator"])
@@ -336,6 +348,7 @@ class Trainer:
             "spec": self.parts.envs[0].spec.to_plain(),
             "model": self.parts.model.state_dict(),
             "optimizer": self.parts.optimizer.state_dict(),
+            "reward_scaler": self.learner.reward_scaler.state_dict() if self.learner.reward_scaler else {},
             "generator": self.parts.generator.get_state(),
             "env_steps": self.env_steps,
             "update": self.update,

@@ -2,19 +2,20 @@
 
 import pytest
 import torch
+from helpers import env_spec
 
 from fasta2c import TrainConfig, evaluate, load_policy, make_envs, train
-from fasta2c.envs.base import EnvSpec
 from fasta2c.graphs import Graphs
 from fasta2c.learning.advantages import gae
 from fasta2c.learning.learner import Learner
 from fasta2c.learning.optim import build_optimizer
 from fasta2c.models.actor_critic import ActorCritic
-from fasta2c.models.distributions import sample
+from fasta2c.models.distributions import build_distribution
 from fasta2c.parts import assemble
 from fasta2c.parts import make_envs as make_groups
 from fasta2c.rollout.buffer import RolloutBuffer
 from fasta2c.run import checkpoint
+from fasta2c.spaces import Choices
 
 pytestmark = pytest.mark.gpu
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -24,19 +25,21 @@ def rollout(device, spec, T=6, E=8):
     generator = torch.Generator().manual_seed(0)
     buffer = RolloutBuffer(T, E, spec, device)
     frames = torch.randint(0, 256, buffer.frames.shape, generator=generator)
-    buffer.frames.copy_(frames if spec.dtype == "uint8" else frames / 255)
+    buffer.frames.copy_(frames if spec.frames.dtype == "uint8" else frames / 255)
     buffer.fills.copy_(torch.rand(buffer.fills.shape, generator=generator) < 0.1)
     for name in ("rewards_TE", "values_T1E"):
         x = getattr(buffer, name)
         x.copy_(torch.randn(x.shape, generator=generator))
-    buffer.actions_TE.copy_(torch.randint(0, spec.num_actions, (T, E), generator=generator))
+    buffer.actions_TE.copy_(torch.randint(0, spec.actions.sizes[0], (T, E), generator=generator))
     buffer.terminated_TE.copy_(torch.rand(T, E, generator=generator) < 0.1)
     buffer.truncated_TE.copy_(torch.rand(T, E, generator=generator) < 0.1)
     buffer.valid_TE.copy_(torch.rand(T, E, generator=generator) < 0.9)
     return buffer
 
 
-@pytest.mark.parametrize("spec", [EnvSpec((1, 84, 84), "uint8", 4, 6), EnvSpec((5,), "float32", 1, 3)])
+@pytest.mark.parametrize(
+    "spec", [env_spec((1, 84, 84), "uint8", stack=4, actions=6), env_spec((5,), "float32", stack=1, actions=3)]
+)
 @pytest.mark.parametrize("optimizer", ["rmsprop", "rmsprop-tf", "adam"])
 def test_an_update_is_the_same_as_on_the_cpu(spec, optimizer, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
@@ -44,7 +47,7 @@ def test_an_update_is_the_same_as_on_the_cpu(spec, optimizer, monkeypatch):
     after, metrics = [], []
     for device in (CPU, CUDA):
         torch.manual_seed(0)
-        model = ActorCritic(spec.observation_shape, spec.dtype, spec.num_actions, config).to(device)
+        model = ActorCritic(spec, config).to(device)
         graphs = Graphs(device, enabled=False)
         optimizer = build_optimizer(model, config)
         learner = Learner(model, optimizer, config, forward=model, samples=16, threads=1, graphs=graphs)
@@ -55,14 +58,15 @@ def test_an_update_is_the_same_as_on_the_cpu(spec, optimizer, monkeypatch):
 
 
 def test_gae_and_sampling():
-    buffer = rollout(CPU, EnvSpec((5,), "float32", 1, 3), T=33, E=100)
+    buffer = rollout(CPU, env_spec((5,), "float32", stack=1, actions=3), T=33, E=100)
     inputs = (buffer.rewards_TE, buffer.values_T1E, buffer.terminated_TE, buffer.truncated_TE)
     here = gae(*inputs, gamma=0.99, gae_lambda=0.95)
     there = gae(*(x.cuda() for x in inputs), gamma=0.99, gae_lambda=0.95)
     for a, b in zip(here, there, strict=True):
         torch.testing.assert_close(a, b.cpu())
     logits = torch.log(torch.tensor([0.7, 0.2, 0.1], device=CUDA)).expand(100_000, 3)
-    shares = torch.bincount(sample(logits, torch.Generator(CUDA).manual_seed(0))) / 100_000
+    race = build_distribution(Choices((), (3,), (0,)))
+    shares = torch.bincount(race.sample(logits, torch.Generator(CUDA).manual_seed(0))) / 100_000
     torch.testing.assert_close(shares.cpu(), torch.tensor([0.7, 0.2, 0.1]), atol=0.01, rtol=0)
 
 

@@ -145,7 +145,7 @@ def test_init_from_another_network_is_refused_before_anything_is_written(tmp_pat
 
 @pytest.mark.parametrize(
     "changed",
-    [{"env": "Classic/CartPool"}, {"env_kwargs": {"nope": 1}}, {"env": "Classic/Pendulum"}, {"device": "cuda:77"}],
+    [{"env": "Classic/CartPool"}, {"env_kwargs": {"nope": 1}}, {"env": "PGX/Chess"}, {"device": "cuda:77"}],
 )
 def test_bad_input_leaves_nothing_behind(tmp_path, changed):
     with pytest.raises(UserError):
@@ -228,7 +228,7 @@ def test_env_kwargs_reach_the_environment_and_add_to_the_preset(tmp_path):
         config(tmp_path, env="Atari/Breakout", num_envs=4, total_steps=64, env_kwargs={"full_action_space": True})
     )
     stored = load(result)
-    assert stored["spec"]["num_actions"] == 18
+    assert stored["spec"]["actions"]["sizes"] == (18,)
     assert stored["config"]["env_kwargs"] == {"reward_clip": True, "episodic_life": True, "full_action_space": True}
 
 

@@ -6,15 +6,19 @@ The facts this relies on are those of EnvPool 1.2.5; `tests/envs/test_envpool.py
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
 
 from fasta2c import accel
-from fasta2c.envs.base import EnvSpec, HostEnvs, Row, spec_of
+from fasta2c.envs.base import HostEnvs, Row
 from fasta2c.envs.ids import EnvId
 from fasta2c.errors import UserError, did_you_mean
+from fasta2c.spaces import EnvSpec, spec_of
 
 # Options that are ours to set, or that would break the row contract.
 _RESERVED = frozenset(
@@ -30,6 +34,10 @@ _RANGES = {
     "img_width": (1, 1000),
     "noop_max": (1, 1000),
 }
+# Where an info tells the legal actions (PGX), it joins the observation.
+_LEGAL = "info:legal_action_mask"
+# MiniGrid declares bytes, but its cells hold the numbers of few objects, colours and states.
+_CELLS = spaces.Box(0, 10, (7, 7, 3), np.uint8)
 
 
 class EnvPoolEnvs(HostEnvs):
@@ -51,7 +59,7 @@ class EnvPoolEnvs(HostEnvs):
     ) -> None:
         import envpool
 
-        defaults = envpool.make_spec(env_id.backend_id).config._asdict()
+        defaults = _defaults(env_id, options)
         _check_options(env_id, options, defaults)
         self._atari = env_id.family == "Atari"
         # The stack is kept on the device: a quarter of the bytes to copy and to store.
@@ -61,6 +69,8 @@ class EnvPoolEnvs(HostEnvs):
         self.options = {
             **options,
             **({"stack_num": 1} if self._atari else {}),
+            # EnvPool looks for Jumanji's files among its assets, but ships them with its code.
+            **({"base_path": str(Path(envpool.__file__).parent)} if env_id.family == "Jumanji" else {}),
             "num_threads": min(num_threads or accel.cores(), num_envs),
         }
         with warnings.catch_warnings():
@@ -71,15 +81,14 @@ class EnvPoolEnvs(HostEnvs):
                 )
             except (AssertionError, RuntimeError, ValueError, TypeError, ImportError, OSError) as error:
                 raise UserError(f"{env_id.backend_id}: EnvPool cannot make it: {_one_line(error)}") from None
-            self.spec: EnvSpec = spec_of(
-                self._pool.spec.observation_space, self._pool.spec.action_space, env_id=env_id.backend_id, stack=stack
-            )
-        if self._pool.config["max_num_players"] > 1:
-            raise UserError(f"{env_id.backend_id}: several players share this environment; fasta2c trains one agent.")
+            self._keys: list[str] = list(self._pool._state_keys)
+            self.action_space: gymnasium.Space[Any] = self._pool.spec.action_space
+            self.observation_space = _observation_space(env_id, self._pool, masked=_LEGAL in self._keys)
+        self.spec: EnvSpec = spec_of(self.observation_space, self.action_space, env_id=env_id.backend_id, stack=stack)
+        self._layout = self.spec.frames
+        self._observed = [_state_key(leaf.path, self._keys) for leaf in self._layout.leaves]
         self._ids = np.arange(num_envs, dtype=np.int32)
-        self._keys: list[str] = list(self._pool._state_keys)
         self._action_dtype = self._pool._spec._action_spec[-1][0]
-        self._dtype = np.dtype(self.spec.dtype)
         self._previous_done = np.zeros(num_envs, dtype=np.bool_)
 
     def reset(self) -> NDArray[Any]:
@@ -88,8 +97,8 @@ class EnvPoolEnvs(HostEnvs):
         self._previous_done = np.zeros(self.num_envs, dtype=np.bool_)
         return self._observations(self._receive())
 
-    def send(self, actions: NDArray[np.int64]) -> None:
-        """Hand `actions` [E] to EnvPool's threads, which begin at once."""
+    def send(self, actions: NDArray[Any]) -> None:
+        """Hand `actions` [E, *shape of one] to EnvPool's threads, which begin at once."""
         # EnvPool's own `step` does the same through a tree library, at a cost that cheap environments feel.
         self._pool._send([self._ids, self._ids, actions.astype(self._action_dtype)])
 
@@ -118,7 +127,46 @@ class EnvPoolEnvs(HostEnvs):
         return dict(zip(self._keys, self._pool._recv(), strict=True))
 
     def _observations(self, state: dict[str, NDArray[Any]]) -> NDArray[Any]:
-        return state["obs"].astype(self._dtype, copy=False)
+        return self._layout.pack([state[key] for key in self._observed])
+
+
+def _defaults(env_id: EnvId, options: dict[str, Any]) -> dict[str, Any]:
+    """EnvPool's own configuration of an environment; raises `UserError` where there can be none here."""
+    import envpool
+
+    files = {key: options[key] for key in ("cfg_path", "wad_path") if isinstance(options.get(key), str)}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            defaults: dict[str, Any] = envpool.make_spec(env_id.backend_id, **files).config._asdict()
+    except (AssertionError, RuntimeError, ValueError, TypeError, ImportError, OSError) as error:
+        hint = ""
+        if env_id.backend_id.startswith("VizdoomCustom"):
+            hint = """ Name a scenario of yours: --env-kwargs '{"cfg_path": "my.cfg", "wad_path": "my.wad"}'."""
+        raise UserError(f"{env_id.backend_id}: EnvPool cannot make it: {_one_line(error)}{hint}") from None
+    if defaults["max_num_players"] > 1:
+        raise UserError(f"{env_id.backend_id}: several players share this environment; fasta2c trains one agent.")
+    return defaults
+
+
+def _observation_space(env_id: EnvId, pool: Any, *, masked: bool) -> gymnasium.Space[Any]:
+    """What a pool observes: EnvPool's own space, corrected, and the legal actions beside it if it tells them apart."""
+    space: gymnasium.Space[Any] = pool.spec.observation_space
+    if env_id.family == "MiniGrid" and isinstance(space, spaces.Dict) and space["image"].shape == _CELLS.shape:
+        space = spaces.Dict({**space.spaces, "image": _CELLS})
+    if masked:
+        actions = pool.spec.action_space.n
+        space = spaces.Dict({"observation": space, "action_mask": spaces.MultiBinary(int(actions))})
+    return space
+
+
+def _state_key(path: tuple[str, ...], keys: list[str]) -> str:
+    """The key of a leaf in what EnvPool returns; it joins those of nested dicts by a point or a colon."""
+    if _LEGAL in keys:
+        return _LEGAL if path == ("action_mask",) else "obs"
+    if not path:  # called obs, or obs:state where Playground has nothing beside it
+        return next(key for key in keys if key.partition(":")[0] == "obs")
+    return next(key for key in keys if key.replace(":", ".") == ".".join(("obs", *path)))
 
 
 def _check_options(env_id: EnvId, options: dict[str, Any], defaults: dict[str, Any]) -> None:

@@ -11,9 +11,10 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from fasta2c.envs.base import EnvSpec, HostEnvs, Row, spec_of
+from fasta2c.envs.base import HostEnvs, Row
 from fasta2c.envs.ids import EnvId
 from fasta2c.errors import UserError, did_you_mean
+from fasta2c.spaces import EnvSpec, spec_of
 
 # What `gymnasium.make` itself takes, beside the environment's own arguments.
 _MAKE_OPTIONS = ("max_episode_steps", "disable_env_checker")
@@ -51,23 +52,24 @@ class GymnasiumEnvs(HostEnvs):
             except Exception as error:  # the environment's own constructor can raise anything
                 reason = " ".join(str(error).split())[:300] or type(error).__name__
                 raise UserError(f"gymnasium:{env_id.backend_id}: cannot be made: {reason}") from None
-        actions = self._envs.single_action_space
         name = f"gymnasium:{env_id.backend_id}"
-        self.spec: EnvSpec = spec_of(self._envs.single_observation_space, actions, env_id=name)
-        self._first_action = int(getattr(actions, "start", 0))
-        self._dtype = np.dtype(self.spec.dtype)
+        self.observation_space: gymnasium.Space[Any] = self._envs.single_observation_space
+        self.action_space: gymnasium.Space[Any] = self._envs.single_action_space
+        self.spec: EnvSpec = spec_of(self.observation_space, self.action_space, env_id=name)
+        self._layout = self.spec.frames
+        self._action_dtype = np.dtype(self.action_space.dtype)
         self._previous_done = np.zeros(num_envs, dtype=np.bool_)
-        self._sent = np.zeros(num_envs, dtype=np.int64)
+        self._sent: NDArray[Any] = np.zeros(num_envs, dtype=self._action_dtype)
 
     def reset(self) -> NDArray[Any]:
         """Start every episode anew, from the seeds the first time; returns the first observations [E, ...]."""
         observations, _ = self._envs.reset(seed=self.seeds)  # type: ignore[arg-type]  # a list is taken too
         self._previous_done = np.zeros(self.num_envs, dtype=np.bool_)
-        return observations.astype(self._dtype, copy=False)
+        return self._packed(observations)
 
-    def send(self, actions: NDArray[np.int64]) -> None:
-        """Keep `actions` [E], counted from 0, for `receive`: these environments step while the caller waits."""
-        self._sent = actions + self._first_action
+    def send(self, actions: NDArray[Any]) -> None:
+        """Keep `actions` [E, *shape of one] for `receive`: these environments step while the caller waits."""
+        self._sent = actions.astype(self._action_dtype)
 
     def receive(self) -> Row:
         """Step every environment with the actions that were sent."""
@@ -75,7 +77,7 @@ class GymnasiumEnvs(HostEnvs):
         rewards = np.asarray(rewards, dtype=np.float32)
         done = terminated | truncated
         row = Row(
-            observations=observations.astype(self._dtype, copy=False),
+            observations=self._packed(observations),
             rewards=rewards,
             terminated=terminated,
             truncated=truncated,
@@ -90,6 +92,9 @@ class GymnasiumEnvs(HostEnvs):
     def close(self) -> None:
         """Close every environment."""
         self._envs.close()
+
+    def _packed(self, observations: Any) -> NDArray[Any]:
+        return self._layout.pack(self._layout.flatten(observations))
 
 
 def _find(backend_id: str) -> gymnasium.envs.registration.EnvSpec:

@@ -58,7 +58,7 @@ def resolve(env_id: str) -> EnvId:
         if not rest.strip():
             raise UserError(f"env: {env_id!r} names no environment; write gymnasium:ID or gymnasium:module:ID.")
         return EnvId("gymnasium", "Gymnasium", _VERSION.sub("", rest.rpartition(":")[2]), rest)
-    families = _registered()
+    families = registered()
     for family, ids in families.items():
         if env_id in ids:
             return EnvId("envpool", family, _base_name(env_id, family), env_id)
@@ -102,7 +102,7 @@ def _base_name(backend_id: str, family: str) -> str:
 
 
 @functools.cache
-def _registered() -> dict[str, list[str]]:
+def registered() -> dict[str, list[str]]:
     """EnvPool's ids by family. Imports EnvPool (over a second), so it waits until an id is asked for."""
     from envpool.registration import registry
 

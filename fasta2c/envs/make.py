@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
 
 from fasta2c import accel
-from fasta2c.envs.base import EnvSpec, HostEnvs, spread_seeds
+from fasta2c.envs.base import HostEnvs, spread_seeds
 from fasta2c.envs.envpool import EnvPoolEnvs
 from fasta2c.envs.frames import FrameWindow
 from fasta2c.envs.gymnasium import GymnasiumEnvs
 from fasta2c.envs.ids import EnvId, resolve
+from fasta2c.spaces import EnvSpec, observation_space
 
+# A tensor, or dicts of them as the observation space nests them.
+Observations = Any
 # What presets switch on for training, and evaluation switches off: it plays whole games for their own score.
 TRAINING_ONLY = ("reward_clip", "episodic_life", "zero_discount_on_life_loss")
 
@@ -94,32 +96,29 @@ class VectorEnvs:
         self.num_envs = envs.num_envs
         self.seeds = envs.seeds
         self.options = envs.options
-        high = 255 if self.spec.dtype == "uint8" else np.inf
-        self.observation_space = gymnasium.spaces.Box(
-            0 if high == 255 else -np.inf, high, self.spec.observation_shape, np.dtype(self.spec.dtype).type
-        )
-        self.action_space = gymnasium.spaces.Discrete(self.spec.num_actions)
+        self._layout = self.spec.layout
+        self.observation_space = observation_space(self._layout)
+        self.action_space = envs.action_space
 
-    def reset(self) -> Tensor:
-        """Start every episode anew; returns observations [E, ...]."""
+    def reset(self) -> Observations:
+        """Start every episode anew; returns observations [E, ...]: a tensor, or a dict of them."""
+        frames = self.spec.frames
         self._window = FrameWindow(
-            self.num_envs,
-            self.spec.frame_shape,
-            self.spec.stack,
-            dtype=getattr(torch, self.spec.dtype),
-            device=self._device,
+            self.num_envs, frames.shape, self.spec.stack, dtype=getattr(torch, frames.dtype), device=self._device
         )
-        return self._window.push(self._tensor(self._envs.reset()), self._tensor(np.ones(self.num_envs, np.bool_)))
+        return self._push(self._envs.reset(), np.ones(self.num_envs, np.bool_))
 
-    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """Step with `actions` [E]; returns observations [E, ...], rewards, terminated, truncated and infos, all [E].
+    def step(self, actions: Tensor) -> tuple[Observations, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Step with `actions` [E, *shape of one], as `action_space` has them.
+
+        Returns observations [E, ...] (a tensor, or a dict of them), rewards, terminated, truncated and infos, all [E].
 
         `infos` holds `valid` (not a reset row), `score` (the game's own reward) and `game_over`.
         """
         if self._window is None:
             raise RuntimeError("reset() must be called before the first step.")
         row = self._envs.step(actions.cpu().numpy())
-        observations = self._window.push(self._tensor(row.observations), self._tensor(row.first))
+        observations = self._push(row.observations, row.first)
         infos = {"valid": row.valid, "score": row.scores, "game_over": row.game_over}
         return (
             observations,
@@ -132,6 +131,11 @@ class VectorEnvs:
     def close(self) -> None:
         """Give the environments back."""
         self._envs.close()
+
+    def _push(self, frames: np.ndarray[Any, Any], first: np.ndarray[Any, Any]) -> Observations:
+        assert self._window is not None
+        packed = self._window.push(self._tensor(frames), self._tensor(first))
+        return self._layout.nest(self._layout.unpack(packed))
 
     def _tensor(self, array: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(array).to(self._device)

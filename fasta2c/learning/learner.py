@@ -17,6 +17,7 @@ from fasta2c.graphs import Graphs
 from fasta2c.learning.advantages import build_gae, standardise
 from fasta2c.learning.loss import loss_sums
 from fasta2c.learning.optim import clip_grad_norm, schedule, set_learning_rate
+from fasta2c.learning.rewards import RewardScaler
 from fasta2c.models.actor_critic import ActorCritic
 from fasta2c.rollout.buffer import Forward, RolloutBuffer, env_slices
 
@@ -33,9 +34,10 @@ class Learner:
         forward: the model's forward pass, compiled or not.
         samples: samples whose gradient is computed at once; gradients of one rollout add up.
         threads: torch's, on a CPU, while it updates.
-        apart: observations to logits, and to values, if rollouts come without values: the learner then makes these,
-            many rows at once, and differentiates the very ones that advantages are made of.
+        apart: observations to action distributions, and to values, if rollouts come without values: the learner then
+            makes these, many rows at once, and differentiates the very ones that advantages are made of.
         graphs: record the update on a GPU.
+        reward_scaler: of the rewards that are learnt from, if they are to be scaled.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Learner:
         threads: int,
         graphs: Graphs,
         apart: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None,
+        reward_scaler: RewardScaler | None = None,
     ) -> None:
         self._model = model
         self._optimizer = optimizer
@@ -58,6 +61,7 @@ class Learner:
         self._threads = threads
         self._graphs = graphs
         self._apart = apart
+        self.reward_scaler = reward_scaler
         device = next(model.parameters()).device
         self._gae = build_gae(config.gae, device)
         self._ent_coef = torch.tensor(config.ent_coef, device=device)
@@ -83,7 +87,7 @@ class Learner:
         config = self._config
         forwards = self._forwards(rollout)
         advantages_TE, returns_TE = self._gae(
-            rollout.rewards_TE,
+            self._rewards(rollout),
             rollout.values_T1E,
             rollout.terminated_TE,
             rollout.truncated_TE,
@@ -98,18 +102,31 @@ class Learner:
 
         self._optimizer.zero_grad(set_to_none=True)
         totals = torch.zeros(3, device=count.device)
-        for (rows, envs), logits_BA, values_B in forwards:
+        for (rows, envs), policy_BP, values_B in forwards:
             sums = loss_sums(
-                logits_BA,
+                self._model.distribution,
+                policy_BP,
                 values_B,
-                *(x[rows, envs].flatten() for x in (rollout.actions_TE, advantages_TE, returns_TE, valid_TE)),
+                *(x[rows, envs].flatten(0, 1) for x in (rollout.actions_TE, advantages_TE, returns_TE, valid_TE)),
                 value_loss=config.value_loss,
             )
             ((sums.policy + config.vf_coef * sums.value - self._ent_coef * sums.entropy) / count).backward()
             totals += torch.stack(sums).detach()
         grad_norm = clip_grad_norm(self._model.parameters(), config.max_grad_norm)
         self._optimizer.step()
+        if self._model.moments is not None:  # only now: within a rollout all is normalised alike
+            for chunk in rollout.chunks(self._samples):
+                self._model.update_moments(rollout.observations(*chunk))
         return torch.cat([totals / count, torch.stack([explained, grad_norm])])
+
+    def _rewards(self, rollout: RolloutBuffer) -> Tensor:
+        """The rewards [T, E] that are learnt from."""
+        rewards_TE = rollout.rewards_TE
+        if self.reward_scaler is not None:
+            done_TE = rollout.terminated_TE | rollout.truncated_TE
+            rewards_TE = self.reward_scaler(rewards_TE, done_TE, rollout.valid_TE)
+        clip = self._config.reward_clip
+        return rewards_TE.clamp(-clip, clip) if clip else rewards_TE
 
     def _forwards(self, rollout: RolloutBuffer) -> Iterator[Forward]:
         """The model's outputs over the rollout, made when asked for; its values are complete when this returns."""

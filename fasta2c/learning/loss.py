@@ -1,6 +1,6 @@
 """The A2C loss, as sums over samples, so that micro-batches of one rollout add up to the whole.
 
-Shapes: B samples.
+Shapes: B samples, P numbers of an action distribution.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fasta2c.models import distributions
+from fasta2c.models.distributions import Distribution
 
 
 class LossSums(NamedTuple):
@@ -23,9 +23,10 @@ class LossSums(NamedTuple):
 
 
 def loss_sums(
-    logits_BA: Tensor,
+    distribution: Distribution,
+    policy_BP: Tensor,
     values_B: Tensor,
-    actions_B: Tensor,
+    actions: Tensor,
     advantages_B: Tensor,
     returns_B: Tensor,
     valid_B: Tensor,
@@ -37,17 +38,21 @@ def loss_sums(
     Whatever stands in the actions, advantages and returns of the other samples reaches neither sums nor gradients.
 
     Args:
-        logits_BA: [B, A], differentiable.
+        distribution: what `policy_BP` makes.
+        policy_BP: [B, P], differentiable.
         values_B: [B], differentiable.
-        actions_B: [B] taken.
+        actions: [B, ...] as they were drawn.
         advantages_B: [B], no gradient.
         returns_B: [B] value targets, no gradient.
         valid_B: [B] bool.
         value_loss: "mse" (half the squared error) or "huber" (threshold 1).
     """
-    actions_B = torch.where(valid_B, actions_B, 0)
+    valid_like_actions = valid_B.view(-1, *(1,) * (actions.dim() - 1))
+    actions = torch.where(valid_like_actions, actions, 0)
     advantages_B = torch.where(valid_B, advantages_B, 0.0)
-    log_probs_B, entropies_B = distributions.log_prob_and_entropy(logits_BA, actions_B)
+    log_probs_B, entropies_B = distribution.log_prob_and_entropy(policy_BP, actions)
+    # Action 0 may be illegal there, of probability 0.
+    log_probs_B = torch.where(valid_B, log_probs_B, 0.0)
     # A sample whose value is its own target has no value loss and no gradient.
     targets_B = torch.where(valid_B, returns_B, values_B.detach())
     if value_loss == "huber":

@@ -1,75 +1,111 @@
-"""The actor-critic: raw observations in, float32 logits and values out.
+"""The actor-critic: raw observations in, float32 numbers that make an action distribution, and values, out.
 
-Shapes: B samples, A actions.
+Shapes: B samples, P numbers of an action distribution, F features, D real numbers of an action.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from fasta2c import accel
 from fasta2c.config import TrainConfig
-from fasta2c.models.encoders import MLP, NatureCNN, build_encoder, orthogonal
+from fasta2c.models.distributions import Categorical, Gaussian, build_distribution
+from fasta2c.models.encoders import build_encoder, is_convolutional
+from fasta2c.models.layers import orthogonal
+from fasta2c.models.normalize import RunningMoments
+from fasta2c.spaces import EnvSpec
+
+# A mask of more options than this is not looked at beside being obeyed: it would outgrow the network.
+MOST_OPTIONS_SEEN = 1024
+# Normalised numbers are cut here, as Stable-Baselines3 and RL-Zoo do.
+MOST_DEVIATIONS = 10.0
 
 
 class ActorCritic(nn.Module):
     """Policy and value heads over one shared encoder, or over one each.
 
     Args:
-        observation_shape: of one observation.
-        dtype: of the observations, "uint8" or "float32".
-        num_actions: A.
-        config: its `shared`, `encoder`, `hidden_sizes` and `activation`.
+        spec: what is observed, and what actions there are.
+        config: its `shared`, `encoder`, `hidden_sizes`, `activation`, `action_bounds`, `log_std_init` and
+            `normalize_observations`.
         precision: dtype of the encoders' arithmetic; heads and results are float32 always.
     """
 
-    def __init__(
-        self,
-        observation_shape: tuple[int, ...],
-        dtype: str,
-        num_actions: int,
-        config: TrainConfig,
-        precision: torch.dtype = torch.float32,
-    ) -> None:
+    def __init__(self, spec: EnvSpec, config: TrainConfig, precision: torch.dtype = torch.float32) -> None:
         super().__init__()
-
-        def encoder() -> NatureCNN | MLP:
-            return build_encoder(config.encoder, observation_shape, dtype, config.hidden_sizes, config.activation)
-
+        self._layout = spec.layout
+        self._mask = spec.mask
+        leaves = self._layout.leaves
+        self._seen = [i for i, leaf in enumerate(leaves) if i != self._mask or leaf.size <= MOST_OPTIONS_SEEN]
+        seen = [leaves[i] for i in self._seen]
+        self._real = [n for n, leaf in enumerate(seen) if leaf.dtype == "float32" and config.normalize_observations]
+        self._sizes = [seen[n].size for n in self._real]
+        self.moments = RunningMoments(sum(self._sizes)) if self._real else None
         self.precision = precision
-        self.encoder = encoder()
-        self.critic_encoder = None if config.shared else encoder()
-        self.policy_head = orthogonal(nn.Linear(self.encoder.features, num_actions), 0.01)
-        self.value_head = orthogonal(nn.Linear(self.encoder.features, 1), 1.0)
-
-    @property
-    def convolutional(self) -> bool:
+        self.convolutional = is_convolutional(config.encoder, leaves)
         """Whether it looks at images with convolutions."""
-        return isinstance(self.encoder, NatureCNN)
+        self.encoder = build_encoder(seen, config)
+        self.critic_encoder = None if config.shared else build_encoder(seen, config)
+        self.distribution = build_distribution(spec.actions, bounds=config.action_bounds)
+        self.policy_head = orthogonal(nn.Linear(self.encoder.features, self.distribution.heads), 0.01)
+        self.value_head = orthogonal(nn.Linear(self.encoder.features, 1), 1.0)
+        self.log_std_D: nn.Parameter | None = None
+        if isinstance(self.distribution, Gaussian):
+            self.log_std_D = nn.Parameter(torch.full((self.distribution.heads,), config.log_std_init))
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Observations [B, ...] to logits [B, A] and values [B]."""
-        if self.critic_encoder is not None:
-            return self.logits(observations), self.values(observations)
-        features = self._encode(self.encoder, observations)
-        return self.policy_head(features), self.value_head(features).squeeze(-1)
+        """Observations [B, ...], as a rollout holds them, to distributions [B, P] and values [B]."""
+        leaves, mask = self._observe(observations)
+        features = self._encode(self.encoder, leaves)
+        critic = features if self.critic_encoder is None else self._encode(self.critic_encoder, leaves)
+        return self._distribution(features, mask), self.value_head(critic).squeeze(-1)
 
-    def logits(self, observations: Tensor) -> Tensor:
-        """Observations [B, ...] to logits [B, A] alone, which with `shared` is no less work."""
-        return self.policy_head(self._encode(self.encoder, observations))
+    def policy(self, observations: Tensor) -> Tensor:
+        """Observations [B, ...] to distributions [B, P] alone, which with `shared` is no less work."""
+        leaves, mask = self._observe(observations)
+        return self._distribution(self._encode(self.encoder, leaves), mask)
 
     def values(self, observations: Tensor) -> Tensor:
         """Observations [B, ...] to values [B] alone."""
-        return self.value_head(self._encode(self.critic_encoder or self.encoder, observations)).squeeze(-1)
+        leaves, _ = self._observe(observations)
+        return self.value_head(self._encode(self.critic_encoder or self.encoder, leaves)).squeeze(-1)
 
-    def _encode(self, encoder: NatureCNN | MLP, observations: Tensor) -> Tensor:
+    def update_moments(self, observations: Tensor) -> None:
+        """Take observations [B, ...] into the mean and variance that later ones are normalised by, if any are."""
+        if self.moments is not None:
+            leaves = self._layout.unpack(observations)
+            real = [leaves[self._seen[n]].reshape(len(observations), -1) for n in self._real]
+            self.moments.update(torch.cat(real, dim=1) if len(real) > 1 else real[0])
+
+    def _observe(self, observations: Tensor) -> tuple[Sequence[Tensor], Tensor | None]:
+        """The leaves that encoders see, normalised, and the mask of legal actions."""
+        leaves = self._layout.unpack(observations)
+        mask = None if self._mask is None else leaves[self._mask]
+        seen = [leaves[i] for i in self._seen]
+        if self.moments is not None:
+            means = self.moments.mean_D.to(torch.float32).split(self._sizes)
+            scales = (self.moments.variance_D + 1e-8).rsqrt().to(torch.float32).split(self._sizes)
+            for n, mean, scale in zip(self._real, means, scales, strict=True):
+                leaf = seen[n]
+                normal = (leaf.reshape(len(leaf), -1) - mean) * scale
+                seen[n] = normal.clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS).view_as(leaf)
+        return seen, mask
+
+    def _encode(self, encoder: nn.Module, leaves: Sequence[Tensor]) -> Tensor:
         """float32 features [B, F]."""
-        with accel.autocast(observations.device, self.precision):
-            features: Tensor = encoder(observations)
+        with accel.autocast(leaves[0].device, self.precision):
+            features: Tensor = encoder(leaves)
         return features.float()
+
+    def _distribution(self, features: Tensor, mask: Tensor | None) -> Tensor:
+        outputs: Tensor = self.policy_head(features)
+        if self.log_std_D is not None:
+            return torch.cat([outputs, self.log_std_D.expand_as(outputs)], dim=1)
+        assert isinstance(self.distribution, Categorical)
+        return self.distribution.restrict(outputs, mask)
 
     def critic_parameters(self) -> Iterator[nn.Parameter]:
         """What only the value depends on: the value head, and the critic's encoder if it has its own."""
@@ -78,6 +114,8 @@ class ActorCritic(nn.Module):
         yield from self.value_head.parameters()
 
     def actor_parameters(self) -> Iterator[nn.Parameter]:
-        """Everything else: the actor's (or shared) encoder and the policy head."""
+        """Everything else: the actor's (or shared) encoder, the policy head and the log standard deviations."""
         yield from self.encoder.parameters()
         yield from self.policy_head.parameters()
+        if self.log_std_D is not None:
+            yield self.log_std_D

@@ -1,26 +1,223 @@
-"""The categorical action distribution, as pure functions of float32 logits.
+"""Action distributions: what can be drawn, how likely it was, and what the environment is told.
 
-Shapes: B samples, A actions.
+A network gives P numbers a sample, `policy_BP`: logits, or means and log standard deviations. Drawn actions are kept as
+they were drawn (the index of a joint choice, a number before it is clipped or squashed); `env_actions` makes of them
+what the environment takes.
+
+Shapes: B samples, P numbers that make a distribution, K choices made at once, N options of each, D real numbers,
+Q points of a quadrature.
 """
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from fasta2c.spaces import Actions, Choices, Continuous
+
+# Standard deviations outside tell of divergence, and make NaN of the loss.
+LOG_STD_RANGE = (-20.0, 4.0)
 
 
-def sample(logits_BA: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Actions [B] drawn from softmax(logits), without waiting for the device.
+def build_distribution(actions: Actions, *, bounds: Literal["clip", "squash"] = "clip") -> Distribution:
+    """The distribution over `actions`; real numbers meet their bounds by being clipped, or squashed by tanh."""
+    if isinstance(actions, Choices):
+        return Categorical(actions)
+    return Gaussian(actions, squash=bounds == "squash")
 
-    The exponential race: argmax of log p - log Exp(1), shifted by any constant, picks each action with its probability.
+
+class Distribution(nn.Module):
+    """What the kinds of distribution have in common; no parameters, only what their device must hold."""
+
+    width: int
+    """P."""
+    heads: int
+    """How many of these a network's head computes from its features."""
+
+    def sample(self, policy_BP: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Actions [B, ...] drawn without waiting for the device."""
+        raise NotImplementedError
+
+    def mode(self, policy_BP: Tensor) -> Tensor:
+        """The likeliest actions [B, ...]."""
+        raise NotImplementedError
+
+    def log_prob_and_entropy(self, policy_BP: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [B] of drawn `actions` [B, ...] and entropies [B] in nats, both differentiable."""
+        raise NotImplementedError
+
+    def env_actions(self, actions: Tensor) -> Tensor:
+        """Drawn `actions` as the environment takes them, [B, ...]."""
+        raise NotImplementedError
+
+
+class Categorical(Distribution):
+    """One choice, or K independent ones; illegal options have logits of minus infinity.
+
+    Args:
+        choices: what is chosen from; of a joint choice every combination is one option.
     """
-    race_BA = torch.empty_like(logits_BA).exponential_(generator=generator)
-    # exponential_ can return 0, whose logarithm would win every race.
-    return (logits_BA - race_BA.clamp_min_(1e-30).log_()).argmax(dim=-1)
+
+    _illegal_KN: Tensor
+    _starts_K: Tensor
+    _strides_K: Tensor
+    _sizes_K: Tensor
+
+    def __init__(self, choices: Choices) -> None:
+        super().__init__()
+        self._joint = choices.joint
+        self._env_shape = choices.shape
+        sizes = (math.prod(choices.sizes),) if choices.joint else choices.sizes
+        self.grid = (len(sizes), max(sizes))
+        """K and N."""
+        self._single = len(sizes) == 1
+        self.width = self.heads = self.grid[0] * self.grid[1]
+        self._ragged = len(set(sizes)) > 1
+        self._offset = any(choices.starts)
+        # Choices with fewer options than others have some that never are legal.
+        options = torch.arange(self.grid[1])
+        self.register_buffer("_illegal_KN", options >= torch.tensor(sizes).unsqueeze(1), persistent=False)
+        self.register_buffer("_starts_K", torch.tensor(choices.starts), persistent=False)
+        self.register_buffer("_sizes_K", torch.tensor(choices.sizes), persistent=False)
+        strides = [math.prod(choices.sizes[k + 1 :]) for k in range(len(choices.sizes))]
+        self.register_buffer("_strides_K", torch.tensor(strides), persistent=False)
+
+    def restrict(self, logits_BP: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`logits_BP` with minus infinity where `mask` [B, ...] is 0 or an option does not exist.
+
+        A mask without any legal option is that of an episode's end, or a mistake: it is ignored.
+        """
+        if not self._ragged and mask is None:
+            return logits_BP
+        logits_BKN = logits_BP.unflatten(1, self.grid)
+        if self._ragged:
+            logits_BKN = logits_BKN.masked_fill(self._illegal_KN, -torch.inf)
+        if mask is not None:
+            legal_BKN = mask.reshape(logits_BKN.shape) != 0
+            if self._ragged:
+                legal_BKN = legal_BKN & ~self._illegal_KN
+            illegal_BKN = ~legal_BKN & legal_BKN.any(dim=-1, keepdim=True)
+            logits_BKN = logits_BKN.masked_fill(illegal_BKN, -torch.inf)
+        return logits_BKN.flatten(1)
+
+    def sample(self, policy_BP: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Drawn by the exponential race: argmax of log p - log Exp(1), shifted by any constant.
+
+        It runs in log space, so that an illegal option loses it however small the probabilities of the legal ones.
+        """
+        race_BP = torch.empty_like(policy_BP).exponential_(generator=generator)
+        # exponential_ can return 0, whose logarithm would win every race.
+        return self._argmax(policy_BP - race_BP.clamp_min_(1e-30).log_())
+
+    def mode(self, policy_BP: Tensor) -> Tensor:
+        """The likeliest option of each choice."""
+        return self._argmax(policy_BP)
+
+    def _argmax(self, scores_BP: Tensor) -> Tensor:
+        return scores_BP.argmax(dim=-1) if self._single else scores_BP.unflatten(1, self.grid).argmax(dim=-1)
+
+    def log_prob_and_entropy(self, policy_BP: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over the choices, which are independent."""
+        logits = policy_BP if self._single else policy_BP.unflatten(1, self.grid)
+        log_probs = torch.log_softmax(logits, dim=-1)
+        chosen = log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+        # 0 * -inf would be NaN: an illegal option adds nothing.
+        finite = log_probs.clamp_min(torch.finfo(log_probs.dtype).min)
+        entropies = -(log_probs.exp() * finite).sum(dim=-1)
+        return (chosen, entropies) if self._single else (chosen.sum(dim=-1), entropies.sum(dim=-1))
+
+    def env_actions(self, actions: Tensor) -> Tensor:
+        """Whole numbers [B, *shape of the environment's action]."""
+        if self._joint:
+            actions = actions.unsqueeze(-1) // self._strides_K % self._sizes_K
+        elif self._single and self._env_shape:
+            actions = actions.unsqueeze(-1)
+        if self._offset:
+            actions = actions + (self._starts_K if self._env_shape else self._starts_K[0])
+        return actions.view(-1, *self._env_shape) if len(self._env_shape) > 1 else actions
 
 
-def log_prob_and_entropy(logits_BA: Tensor, actions_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities [B] of `actions_B` and entropies [B] in nats, both differentiable."""
-    log_probs_BA = torch.log_softmax(logits_BA, dim=-1)
-    log_probs_B = log_probs_BA.gather(-1, actions_B.unsqueeze(-1)).squeeze(-1)
-    return log_probs_B, -(log_probs_BA.exp() * log_probs_BA).sum(dim=-1)
+class Gaussian(Distribution):
+    """Independent normal distributions, one a real number.
+
+    A number with two finite bounds is in units of half their distance, counted from their middle: -1 to 1 covers what
+    the environment takes. A number that lacks one is in the environment's own units.
+
+    Args:
+        actions: the numbers and their bounds.
+        squash: bring what was drawn inside by tanh, its density changed accordingly; else it is clipped there, as
+            something that the environment does, and the density is that of the number drawn.
+    """
+
+    _middle_D: Tensor
+    _half_D: Tensor
+    _low_D: Tensor
+    _high_D: Tensor
+    _bounded_D: Tensor
+    _nodes_Q: Tensor
+    _weights_Q: Tensor
+
+    def __init__(self, actions: Continuous, *, squash: bool) -> None:
+        super().__init__()
+        low, high = torch.tensor(actions.low), torch.tensor(actions.high)
+        bounded = torch.isfinite(low) & torch.isfinite(high)
+        self._env_shape = actions.shape
+        self._squash = squash and bool(bounded.any())
+        self.heads = len(actions.low)
+        self.width = 2 * self.heads
+        self.register_buffer("_low_D", low, persistent=False)
+        self.register_buffer("_high_D", high, persistent=False)
+        self.register_buffer("_bounded_D", bounded, persistent=False)
+        self.register_buffer("_middle_D", torch.where(bounded, (low + high) / 2, 0.0), persistent=False)
+        self.register_buffer("_half_D", torch.where(bounded, (high - low) / 2, 1.0), persistent=False)
+        # Gauss-Hermite: the entropy that squashing takes away is an expectation under a normal distribution.
+        nodes, weights = np.polynomial.hermite_e.hermegauss(32)
+        self.register_buffer("_nodes_Q", torch.tensor(nodes, dtype=torch.float32), persistent=False)
+        weights = weights / weights.sum()
+        self.register_buffer("_weights_Q", torch.tensor(weights, dtype=torch.float32), persistent=False)
+
+    def sample(self, policy_BP: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Drawn from the normal distributions, neither clipped nor squashed."""
+        mean_BD, std_BD = self._moments(policy_BP)
+        return mean_BD + std_BD * torch.empty_like(mean_BD).normal_(generator=generator)
+
+    def mode(self, policy_BP: Tensor) -> Tensor:
+        """The means."""
+        return policy_BP[:, : self.heads]
+
+    def log_prob_and_entropy(self, policy_BP: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the numbers drawn; if these are squashed, of what they become, in units of half the bounds' distance.
+
+        A squashed entropy is that of the normal distribution plus E[log(1 - tanh(x)^2)], by 32-point quadrature.
+        """
+        mean_BD, std_BD = self._moments(policy_BP)
+        log_std_BD = std_BD.log()
+        z_BD = (actions - mean_BD) / std_BD
+        log_probs_BD = -0.5 * z_BD.square() - log_std_BD - 0.5 * math.log(2 * math.pi)
+        entropies_BD = log_std_BD + 0.5 * math.log(2 * math.pi * math.e)
+        if self._squash:
+            log_probs_BD = log_probs_BD - torch.where(self._bounded_D, _log_slope(actions), 0.0)
+            points_BDQ = mean_BD.unsqueeze(-1) + std_BD.unsqueeze(-1) * self._nodes_Q
+            lost_BD = (_log_slope(points_BDQ) * self._weights_Q).sum(dim=-1)
+            entropies_BD = entropies_BD + torch.where(self._bounded_D, lost_BD, 0.0)
+        return log_probs_BD.sum(dim=-1), entropies_BD.sum(dim=-1)
+
+    def env_actions(self, actions: Tensor) -> Tensor:
+        """Real numbers [B, *shape of the environment's action], within its bounds."""
+        if self._squash:
+            actions = torch.where(self._bounded_D, torch.tanh(actions), actions)
+        scaled_BD = torch.clamp(self._middle_D + self._half_D * actions, self._low_D, self._high_D)
+        return scaled_BD.view(-1, *self._env_shape)
+
+    def _moments(self, policy_BP: Tensor) -> tuple[Tensor, Tensor]:
+        mean_BD, log_std_BD = policy_BP.split(self.heads, dim=-1)
+        return mean_BD, log_std_BD.clamp(*LOG_STD_RANGE).exp()
+
+
+def _log_slope(x: Tensor) -> Tensor:
+    """log(1 - tanh(x)^2), without loss of precision where tanh is 1."""
+    return 2 * (math.log(2) - x - nn.functional.softplus(-2 * x))

@@ -1,168 +1,236 @@
-"""Encoders: from a batch of raw observations to a batch of features.
+"""From observations of any kind to features: each leaf brought to numbers, images to features, all of it fused.
 
-Shapes: B samples, C channels, H and W pixels, F features.
+How numbers are made of a leaf:
+
+| leaf | becomes |
+|---|---|
+| real numbers | themselves |
+| names (Discrete, MultiDiscrete) of at most 512 kinds | one-hot |
+| whole numbers of 3 to 32 values, as long as the leaf becomes no more than 8,192 numbers | one-hot |
+| other bounded whole numbers (bytes, say), counted from their lower bound | divided by their range |
+| unbounded whole numbers x | sign(x) log(1 + abs(x)) |
+
+Shapes: B samples, N kinds, F features.
 """
 
 from __future__ import annotations
 
-import math
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fasta2c.config import TrainConfig
 from fasta2c.errors import UserError
+from fasta2c.models.images import NATURE_MINIMUM, ImpalaResNet, NatureCNN, SmallCNN
+from fasta2c.models.layers import MLP
+from fasta2c.spaces import Layout, Leaf, observation_space
 
-# The smallest image that NatureCNN's three convolutions leave something of.
-NATURE_MINIMUM = 36
-
-
-def orthogonal(layer: nn.Linear | nn.Conv2d, gain: float) -> nn.Linear | nn.Conv2d:
-    """`layer` with orthogonal weights of the given gain and zero biases."""
-    nn.init.orthogonal_(layer.weight, gain)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer
+# Names of more kinds than this, and numbers of more values, are no longer told apart one by one.
+MOST_NAMES, MOST_VALUES, MOST_NUMBERS = 512, 32, 8192
+IMAGES = {"nature-cnn": NatureCNN, "impala": ImpalaResNet, "small-cnn": SmallCNN}
 
 
-class ScaledConv2d(nn.Conv2d):
-    """A convolution of `scale` times its input, which it applies to its weights: a pass over the images saved.
-
-    bfloat16 holds bytes exactly, so that they lose nothing before the scale either.
-    """
-
-    def __init__(self, channels: int, filters: int, kernel: int, *, stride: int, scale: float) -> None:
-        super().__init__(channels, filters, kernel, stride=stride)
-        self.scale = scale
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] to [B, filters, H', W']."""
-        return self._conv_forward(images, self.weight * self.scale, self.bias)
-
-
-class NatureCNN(nn.Module):
-    """The convolutional encoder of Mnih et al. 2015 (doi:10.1038/nature14236), orthogonally initialised.
+class Numbers(nn.Module):
+    """One leaf as float32 numbers, by the table above.
 
     Args:
-        shape: (C, H, W) of an image, H and W at least 36; the last axis may hold the channels instead.
+        leaf: what comes in.
     """
 
-    def __init__(self, shape: tuple[int, ...], *, scale: float) -> None:
+    _values_N: Tensor
+
+    def __init__(self, leaf: Leaf) -> None:
         super().__init__()
-        self._channels_last = shape[0] > 4 and shape[2] <= 4
-        channels, height, width = (shape[2], shape[0], shape[1]) if self._channels_last else shape
-        if min(height, width) < NATURE_MINIMUM:
-            raise UserError(f"encoder: nature-cnn needs images of {NATURE_MINIMUM} pixels and more, not {shape}.")
-        gain = math.sqrt(2)
-        self.convolutions = nn.Sequential(
-            orthogonal(ScaledConv2d(channels, 32, 8, stride=4, scale=scale), gain),
-            nn.ReLU(),
-            orthogonal(nn.Conv2d(32, 64, 4, stride=2), gain),
-            nn.ReLU(),
-            orthogonal(nn.Conv2d(64, 64, 3, stride=1), gain),
-            nn.ReLU(),
-            nn.Flatten(),
-        )
-        with torch.no_grad():
-            flat = self.convolutions(torch.zeros(1, channels, height, width)).shape[1]
-        self.projection = nn.Sequential(orthogonal(nn.Linear(flat, 512), gain), nn.ReLU())
-        self.features = 512
+        classes = leaf.classes
+        most = MOST_NAMES if leaf.categorical else MOST_VALUES
+        self._real = leaf.dtype == "float32"
+        self.one_hot = classes is not None and 2 < classes <= most and leaf.size * classes <= MOST_NUMBERS
+        self._logarithmic = classes is None and not self._real
+        self._low = leaf.low if classes else 0.0
+        self.scale = 1 / max(leaf.high - leaf.low, 1.0) if classes and not self.one_hot else 1.0
+        self.per_element = classes if self.one_hot and classes else 1
+        if self.one_hot:
+            self.register_buffer("_values_N", torch.arange(self.per_element) + int(self._low), persistent=False)
 
-    def forward(self, observations: Tensor) -> Tensor:
-        """Images [B, ...] of any dtype to features [B, 512]."""
-        images = observations.permute(0, 3, 1, 2) if self._channels_last else observations
-        # Under autocast the convolutions would cast float32 images again: go to their dtype at once.
-        device = images.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-        if device == "cpu" and dtype is torch.float32 and not self._channels_last:
-            # Channels last in memory, the same images: forward and backward pass take 0.57 of the time at 256 samples
-            # on two cores, 0.85 at 16; in bfloat16 0.98, not worth it. `stack` is the quickest to transpose bytes.
-            images = torch.stack(images.unbind(1), dim=-1).permute(0, 3, 1, 2)
-        return self.projection(self.convolutions(images.to(dtype)))
+    def forward(self, leaf: Tensor) -> Tensor:
+        """A leaf [B, ...] to float32 [B, ...], with an axis of kinds behind if one-hot."""
+        if self._real:
+            return leaf
+        if self.one_hot:
+            return (leaf.unsqueeze(-1) == self._values_N).to(torch.float32)
+        numbers = leaf.to(torch.float32)
+        if self._logarithmic:
+            return numbers.sign() * numbers.abs().log1p()
+        if self._low:
+            numbers = numbers - self._low
+        return numbers if self.scale == 1.0 else numbers * self.scale
 
 
-class _Tanh(torch.autograd.Function):
-    """tanh by numpy, its derivative by torch."""
+class _Flat(nn.Module):
+    """A leaf as a vector of numbers."""
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        """Any shape to the same shape, kept for the derivative."""
-        y = torch.empty_like(x)
-        np.tanh(x.detach().numpy(), out=y.numpy())
-        ctx.save_for_backward(y)
-        return y
+    def __init__(self, leaf: Leaf) -> None:
+        super().__init__()
+        self.numbers = Numbers(leaf)
+        self.features = leaf.size * self.numbers.per_element
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (y,) = ctx.saved_tensors
-        return torch.ops.aten.tanh_backward(gradient, y)
+    def forward(self, leaf: Tensor) -> Tensor:
+        """A leaf [B, ...] to [B, F]."""
+        numbers: Tensor = self.numbers(leaf)
+        return numbers.flatten(1) if numbers.dim() > 1 else numbers.unsqueeze(1)
 
 
-class Tanh(nn.Module):
-    """tanh, on a CPU by numpy: torch's own takes ten times as long (2.1 ns an element against 0.2)."""
+class _Image(nn.Module):
+    """A leaf that is an image or a grid, through convolutions; kinds of cells become channels."""
 
-    # Below, to call numpy costs more than it saves. (With a gradient it costs more up to 4,096; but an output must not
-    # depend, be it in its last bit, on whether one is wanted.)
-    LONG = 1024
+    def __init__(self, leaf: Leaf, name: str) -> None:
+        super().__init__()
+        numbers = Numbers(leaf)
+        # Bytes go to the convolutions as they are: these apply the scale to their weights.
+        raw = not numbers.one_hot and leaf.low == 0
+        self.numbers = None if raw else numbers
+        self._flat, self._channels_last = len(leaf.shape) == 2, channels_last(leaf.shape)
+        channels, height, width = channels_first(leaf.shape)
+        size = (channels * numbers.per_element, height, width)
+        self.convolutions = IMAGES[name](size, scale=numbers.scale if raw else 1.0)
+        self.features = self.convolutions.features
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape to the same shape."""
-        if x.numel() < self.LONG or x.is_cuda or x.dtype is not torch.float32 or torch.compiler.is_compiling():
-            return torch.tanh(x)
-        if not x.requires_grad:
-            return torch.from_numpy(np.tanh(x.numpy()))
-        return _Tanh.apply(x)
+    def forward(self, leaf: Tensor) -> Tensor:
+        """A leaf [B, ...] to [B, F]."""
+        images = leaf.unsqueeze(1) if self._flat else leaf.permute(0, 3, 1, 2) if self._channels_last else leaf
+        if self.numbers is not None:
+            images = self.numbers(images)
+            if self.numbers.one_hot:
+                images = images.movedim(-1, 2).flatten(1, 2)
+        return self.convolutions(images)
 
 
-class MLP(nn.Module):
-    """Fully connected layers over the flattened observation.
+class FusedEncoder(nn.Module):
+    """An encoder for each leaf; what they give, side by side, goes through fully connected layers.
+
+    A single image goes without these: its own encoder ends in one.
 
     Args:
-        shape: of one observation.
-        hidden_sizes: widths of the layers.
-        activation: "tanh" or "relu".
+        leaves: of the observation.
+        names: for each leaf "flat" or an encoder of images.
+        config: its `hidden_sizes` and `activation`.
     """
 
-    def __init__(self, shape: tuple[int, ...], hidden_sizes: Sequence[int], activation: str, *, scale: float) -> None:
+    def __init__(self, leaves: Sequence[Leaf], names: Sequence[str], config: TrainConfig) -> None:
         super().__init__()
-        self._scale = scale
-        nonlinearity = {"tanh": Tanh, "relu": nn.ReLU}[activation]
-        layers: list[nn.Module] = []
-        width = math.prod(shape)
-        for size in hidden_sizes:
-            layers += [orthogonal(nn.Linear(width, size), math.sqrt(2)), nonlinearity()]
-            width = size
-        self.layers = nn.Sequential(*layers)
-        self.features = width
+        parts: list[_Flat | _Image] = [
+            _Flat(leaf) if name == "flat" else _Image(leaf, name) for leaf, name in zip(leaves, names, strict=True)
+        ]
+        self.parts = nn.ModuleList(parts)
+        width = sum(part.features for part in parts)
+        alone = len(names) == 1 and names[0] in ("nature-cnn", "impala")
+        self.trunk = nn.Sequential() if alone else MLP(width, config.hidden_sizes, config.activation)
+        self.features = width if alone else (config.hidden_sizes or (width,))[-1]
 
-    def forward(self, observations: Tensor) -> Tensor:
-        """Observations [B, ...] of any dtype to features [B, F]."""
-        flat = observations.flatten(1) if observations.dim() > 1 else observations.unsqueeze(1)
-        flat = flat.to(torch.float32)
-        return self.layers(flat if self._scale == 1.0 else flat * self._scale)
+    def forward(self, leaves: Sequence[Tensor]) -> Tensor:
+        """Leaves [B, ...] to features [B, F]."""
+        parts = [part(leaf) for part, leaf in zip(self.parts, leaves, strict=True)]
+        return self.trunk(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
 
 
-def choose_encoder(name: str, shape: tuple[int, ...]) -> str:
-    """`name`, or for "auto" what suits observations of `shape`: "nature-cnn" for images large enough, else "mlp"."""
-    if name != "auto":
-        return name
-    sides = shape[:2] if len(shape) == 3 and shape[0] > 4 and shape[2] <= 4 else shape[1:]
-    return "nature-cnn" if len(shape) == 3 and min(sides) >= NATURE_MINIMUM else "mlp"
+class _Custom(nn.Module):
+    """A user's own encoder, given what it would be given anywhere: a tensor, or a dict of them."""
+
+    features: int
+
+    def __init__(self, name: str, layout: Layout) -> None:
+        super().__init__()
+        self._layout = layout
+        built = _user_class(name)(observation_space(layout))
+        features = getattr(built, "features", None)
+        if not (isinstance(built, nn.Module) and isinstance(features, int)):
+            raise UserError(
+                f"encoder: {name} must be a torch.nn.Module with an int `features`, the width of what it gives."
+            )
+        self.encoder = built
+        self.features = features
+
+    def forward(self, leaves: Sequence[Tensor]) -> Tensor:
+        """Leaves [B, ...] to features [B, F]."""
+        return self.encoder(self._layout.nest(leaves))
 
 
-def build_encoder(
-    name: str, shape: tuple[int, ...], dtype: str, hidden_sizes: Sequence[int], activation: str
-) -> NatureCNN | MLP:
-    """The encoder `name` ("auto", "nature-cnn" or "mlp") for observations of `shape`; bytes are scaled to [0, 1].
+def _user_class(name: str) -> Any:
+    module, _, attribute = name.rpartition(":")
+    if not module or not attribute.isidentifier():
+        raise UserError(f"encoder: {name!r} names no class; write module:Class.")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except AttributeError:
+        raise UserError(f"encoder: the module {module} has no {attribute!r}.") from None
+    except Exception as error:  # the user's module can raise anything while it is imported
+        raise UserError(f"encoder: importing {module} failed: {type(error).__name__}: {error}") from None
+
+
+def channels_last(shape: tuple[int, ...]) -> bool:
+    """Whether an image of `shape` holds its channels in the last axis: the smaller of the first and the last."""
+    return len(shape) == 3 and shape[2] < shape[0]
+
+
+def channels_first(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """(C, H, W) of an image of `shape`: (C, H, W), (H, W, C) or (H, W)."""
+    channels, height, width = (shape[2], shape[0], shape[1]) if channels_last(shape) else (1, *shape)[-3:]
+    return channels, height, width
+
+
+def choose_encoders(name: str, leaves: Sequence[Leaf]) -> list[str]:
+    """For each leaf "flat" or an encoder of images.
+
+    Args:
+        name: "auto": nature-cnn for images of 36 pixels and more, small-cnn for grids of 5 cells and more a side that
+            have few channels, flat for everything else; "mlp": all flat; or the encoder that all images and grids get.
+        leaves: of the observation.
 
     Raises:
-        UserError: nature-cnn over something that is no image of 36 pixels and more.
+        UserError: an encoder of images where there are none.
     """
-    scale = 1 / 255 if dtype == "uint8" else 1.0
-    if choose_encoder(name, shape) == "nature-cnn":
-        if len(shape) != 3:
-            raise UserError(f"encoder: nature-cnn needs images, not observations of shape {shape}.")
-        return NatureCNN(shape, scale=scale)
-    return MLP(shape, hidden_sizes, activation, scale=scale)
+    kinds = [_kind(leaf) for leaf in leaves]
+    if name == "mlp":
+        return ["flat"] * len(kinds)
+    if name == "auto":
+        return [{"image": "nature-cnn", "grid": "small-cnn"}.get(kind, "flat") for kind in kinds]
+    if set(kinds) == {"flat"}:
+        # What is no image by its looks may be one to whoever asks for it.
+        kinds = ["image" if len(leaf.shape) in (2, 3) else "flat" for leaf in leaves]
+    if set(kinds) == {"flat"}:
+        raise UserError(f"encoder: {name} needs images, not {'; '.join(map(str, leaves))}.")
+    return ["flat" if kind == "flat" else name for kind in kinds]
+
+
+def _kind(leaf: Leaf) -> str:
+    """ "image", "grid" or "flat"."""
+    shape = leaf.shape
+    if len(shape) == 2:
+        # A single channel, if of bytes that can be anything: tables of features and matrices have two axes as well.
+        return "image" if min(shape) >= NATURE_MINIMUM and leaf.classes == 256 else "flat"
+    if len(shape) != 3:
+        return "flat"
+    channels, *sides = channels_first(shape)
+    if min(sides) >= NATURE_MINIMUM:
+        return "image"
+    return "grid" if min(sides) >= 5 and channels <= 16 else "flat"
+
+
+def is_convolutional(name: str, leaves: Sequence[Leaf]) -> bool:
+    """Whether the encoder `name` looks at images that are worth all cores, and bf16."""
+    return ":" not in name and not {"nature-cnn", "impala"}.isdisjoint(choose_encoders(name, leaves))
+
+
+def build_encoder(leaves: Sequence[Leaf], config: TrainConfig) -> FusedEncoder | _Custom:
+    """The encoder that `config` asks for.
+
+    Raises:
+        UserError: an encoder of images where there are none or too small ones, or a class of the user's that cannot
+            be imported or lacks what it needs.
+    """
+    if ":" in config.encoder:
+        return _Custom(config.encoder, Layout(leaves))
+    return FusedEncoder(leaves, choose_encoders(config.encoder, leaves), config)

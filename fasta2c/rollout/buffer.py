@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fasta2c.envs.base import EnvSpec, Row
+from fasta2c.envs.base import Row
 from fasta2c.envs.frames import stack_frames
+from fasta2c.spaces import Choices, EnvSpec
 
 Chunk = tuple[slice, slice]
 """Rows and environments of a rectangle of the rollout."""
@@ -23,7 +24,7 @@ class Forward(NamedTuple):
     """The model's differentiable output for one chunk."""
 
     chunk: Chunk
-    logits_BA: Tensor
+    policy_BP: Tensor
     values_B: Tensor
 
 
@@ -52,7 +53,7 @@ class RolloutBuffer:
     Args:
         num_steps: T.
         num_envs: E.
-        spec: what is observed.
+        spec: what is observed, and what actions there are.
         device: where the tensors are.
     """
 
@@ -62,9 +63,12 @@ class RolloutBuffer:
         self.stack = spec.stack
         kept = num_steps + spec.stack
         grid = (num_steps, num_envs)
-        self.frames = torch.zeros((kept, num_envs, *spec.frame_shape), dtype=getattr(torch, spec.dtype), device=device)
+        frames = spec.frames
+        self.frames = torch.zeros((kept, num_envs, *frames.shape), dtype=getattr(torch, frames.dtype), device=device)
         self.fills = torch.zeros((kept, num_envs), dtype=torch.bool, device=device)
-        self.actions_TE = torch.zeros(grid, dtype=torch.int64, device=device)
+        drawn = torch.int64 if isinstance(spec.actions, Choices) else torch.float32
+        self.actions_TE = torch.zeros((*grid, *spec.actions.drawn), dtype=drawn, device=device)
+        """As they were drawn; [T, E, ...] where one action is several numbers."""
         self.rewards_TE = torch.zeros(grid, device=device)
         self.terminated_TE = torch.zeros(grid, dtype=torch.bool, device=device)
         self.truncated_TE = torch.zeros(grid, dtype=torch.bool, device=device)

@@ -1,6 +1,6 @@
 """Fills a rollout: T lockstep rows of acting, stepping and storing.
 
-Shapes: T rows, E environments, G of them in one group, A actions.
+Shapes: T rows, E environments, G of them in one group, P numbers of an action distribution.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fasta2c import accel
 from fasta2c.envs.base import HostEnvs
 from fasta2c.envs.episodes import EpisodeStatistics
 from fasta2c.graphs import Graphs
-from fasta2c.models import distributions
+from fasta2c.models.distributions import Distribution
 from fasta2c.rollout.buffer import Forward, RolloutBuffer, env_slices
 from fasta2c.timing import PhaseTimer
 
@@ -29,13 +29,15 @@ class Collector:
 
     Args:
         groups: the environments, on the host, in the order of the buffer's columns.
-        model: observations to (logits, values).
+        model: observations to (action distributions, values).
+        distribution: draws actions.
         buffer: the rollout to fill.
         generator: where the actions' randomness comes from, on the buffer's device.
         samples: the most observations the model is called with at once.
         timer: counts the phases "act", "env" (waiting for environments) and "copy".
         graphs: record the network's part of each row on a GPU.
-        policy: observations to logits alone, where that is less work: the buffer's values are left to the learner then.
+        policy: observations to action distributions alone, where that is less work: the buffer's values are left to the
+            learner then.
         keep_graph: act with gradients and keep the graphs in the buffer, for an update that needs no second forward
             pass. The parameters must not change before that update.
     """
@@ -44,6 +46,7 @@ class Collector:
         self,
         groups: Sequence[HostEnvs],
         model: nn.Module,
+        distribution: Distribution,
         buffer: RolloutBuffer,
         *,
         generator: torch.Generator,
@@ -55,12 +58,14 @@ class Collector:
     ) -> None:
         self._model = model
         self._policy = policy
+        self._distribution = distribution
         self._buffer = buffer
         self._generator = generator
         self._samples = samples
         self._timer = timer
         self._keep_graph = keep_graph
-        self._downloads = [accel.Download(buffer.actions_TE[0, : envs.num_envs]) for envs in groups]
+        taken = distribution.env_actions(buffer.actions_TE[0])
+        self._downloads = [accel.Download(taken[: envs.num_envs]) for envs in groups]
         ends = np.cumsum([envs.num_envs for envs in groups])
         self._groups = [
             (envs, slice(int(end) - envs.num_envs, int(end))) for envs, end in zip(groups, ends, strict=True)
@@ -106,13 +111,13 @@ class Collector:
         self.episodes.update(row, columns)
 
     def _act(self, t: int, columns: slice) -> Tensor:
-        """Choose and keep the actions [G] of row t."""
-        logits_GA = self._forward(t, columns, keep_graph=self._keep_graph)
-        actions_G = self._buffer.actions_TE[t, columns]
-        return actions_G.copy_(distributions.sample(logits_GA, self._generator))
+        """Choose and keep the actions of row t; returns them as the environments take them, [G, ...]."""
+        policy_GP = self._forward(t, columns, keep_graph=self._keep_graph)
+        actions = self._buffer.actions_TE[t, columns]
+        return self._distribution.env_actions(actions.copy_(self._distribution.sample(policy_GP, self._generator)))
 
     def _forward(self, t: int, columns: slice, *, keep_graph: bool = False) -> Tensor:
-        """Keep the values of observation t, if they are made; returns its logits [G, A], without their graph."""
+        """Keep the values of observation t, if they are made; returns its distributions [G, P], without their graph."""
         buffer = self._buffer
         parts = []
         for part in env_slices(columns, self._samples):
@@ -122,12 +127,12 @@ class Collector:
                 observations = observations.clone()  # a view of the frames, which change before the graph is used
             with torch.set_grad_enabled(keep_graph):
                 if self._policy is None:
-                    logits, values = self._model(observations)
+                    policy, values = self._model(observations)
                 else:
-                    logits, values = self._policy(observations), None
+                    policy, values = self._policy(observations), None
             if values is not None:
                 buffer.values_T1E[t, part] = values.detach()
                 if keep_graph:
-                    buffer.forwards.append(Forward(chunk, logits, values))
-            parts.append(logits.detach())
+                    buffer.forwards.append(Forward(chunk, policy, values))
+            parts.append(policy.detach())
         return parts[0] if len(parts) == 1 else torch.cat(parts)

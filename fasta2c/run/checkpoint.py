@@ -19,7 +19,7 @@ import torch
 from fasta2c.errors import RunError, UserError
 from fasta2c.run.directory import RunDirectory, sync_folder, temporary_beside, write_atomically
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KEPT = 3
 
 

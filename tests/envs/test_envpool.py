@@ -3,6 +3,8 @@
 import envpool
 import numpy as np
 import pytest
+import torch
+from gymnasium.vector.utils import batch_space
 
 from fasta2c.envs.base import spread_seeds
 from fasta2c.envs.envpool import EnvPoolEnvs
@@ -22,7 +24,7 @@ def walk(envs, steps, seed=0):
     rng = np.random.default_rng(seed)
     envs.reset()
     for _ in range(steps):
-        yield envs.step(rng.integers(0, envs.spec.num_actions, envs.num_envs))
+        yield envs.step(rng.integers(0, envs.action_space.n, envs.num_envs))
 
 
 def test_a_done_is_followed_by_one_dummy_row_that_pays_nothing_and_opens_a_game():
@@ -196,16 +198,94 @@ def test_a_bad_option_is_named(options, message):
 
 
 def test_options_reach_the_environment():
-    assert make("Pong-v5", 2, full_action_space=True).spec.num_actions == 18
-    assert make("Pong-v5", 2, stack_num=2).spec.observation_shape == (2, 84, 84)
-    assert make("Pong-v5", 2, img_height=64, gray_scale=False).spec.frame_shape == (3, 64, 84)
+    assert make("Pong-v5", 2, full_action_space=True).action_space.n == 18
+    assert make("Pong-v5", 2, stack_num=2).spec.layout.shape == (2, 84, 84)
+    assert make("Pong-v5", 2, img_height=64, gray_scale=False).spec.frames.shape == (3, 64, 84)
     fast = list(walk(make("Pong-v5", 2, frame_skip=2, max_episode_steps=6), 7))
     assert fast[5].truncated.all() and not fast[6].valid.any()
 
 
 @pytest.mark.parametrize(
-    ("env_id", "message"), [("FrozenLake-v1", "Discrete|Box"), ("Pendulum-v1", "Box"), ("Taxi-v3", "observation space")]
+    ("env_id", "message"),
+    [
+        ("Go9x9-v1", "several players"),
+        ("IntersectionMultiAgent-v0", "several players"),
+        ("VizdoomCustom-v1", "cfg_path"),
+    ],
 )
-def test_spaces_that_are_not_supported_are_named(env_id, message):
+def test_what_cannot_train_is_told_in_words(env_id, message):
     with pytest.raises(UserError, match=message):
         make(env_id, 2)
+
+
+def beside(envs, env_id):
+    """EnvPool alone, made with what ours says it was made with."""
+    import envpool
+
+    return envpool.make(env_id, env_type="gymnasium", num_envs=envs.num_envs, seed=envs.seeds, **envs.options)
+
+
+@pytest.mark.parametrize(
+    "env_id",
+    ["FrozenLake-v1", "Pendulum-v1", "MiniGrid-GoToDoor-5x5-v0", "CheetahRun-v1", "Maze-v0", "Cleaner-v0", "BinPack-v2"]
+    + ["RubiksCube-v0", "SearchAndRescue-v0", "Sudoku-v0", "TSP-v1", "FetchReach-v4", "LaneKeeping-v0", "Blackjack-v1"]
+    + ["AlohaHandOver-v1", "FrankaKitchen-v1"],
+)
+def test_any_spaces_are_envpools_own(env_id):
+    """Observations, rewards and ends under the same actions, leaf by leaf."""
+    envs = make(env_id, 3)
+    alone = beside(envs, env_id)
+    layout = envs.spec.frames
+    alone.reset()
+    envs.reset()
+    actions = batch_space(envs.action_space, 3)
+    actions.seed(0)
+    for _ in range(30):
+        taken = actions.sample()
+        row = envs.step(taken)
+        theirs, rewards, terminated, truncated, _ = alone.step(taken)
+        ours = layout.unpack(torch.from_numpy(row.observations))
+        for leaf, mine, their in zip(layout.leaves, ours, layout.flatten(nested(theirs)), strict=True):
+            assert np.array_equal(mine, np.asarray(their).reshape(mine.shape).astype(leaf.dtype)), leaf
+        assert np.array_equal(row.rewards, rewards.astype(np.float32))
+        assert np.array_equal(row.terminated | row.truncated, terminated | truncated)
+
+
+def nested(observations):
+    """EnvPool nests some dicts by points in their keys, and where it nests a lone leaf its space does not."""
+    if not isinstance(observations, dict):
+        return observations
+    if set(observations) == {"state"}:
+        return observations["state"]
+    result = {}
+    for key, value in observations.items():
+        *outer, last = key.split(".")
+        inner = result
+        for name in outer:
+            inner = inner.setdefault(name, {})
+        inner[last] = nested(value)
+    return result
+
+
+def test_minigrids_cells_hold_what_their_bounds_say():
+    """EnvPool declares bytes; the numbers of objects, colours and states are small."""
+    for env_id in ("MiniGrid-DoorKey-8x8-v0", "MiniGrid-Dynamic-Obstacles-8x8-v0", "MiniGrid-KeyCorridorS3R3-v0"):
+        envs = make(env_id, 16)
+        (cells,) = (leaf for leaf in envs.spec.leaves if leaf.path == ("image",))
+        assert (cells.low, cells.high) == (0, 10)
+        index = envs.spec.leaves.index(cells)
+        for row in walk(envs, 100):
+            assert envs.spec.frames.unpack(torch.from_numpy(row.observations))[index].max() <= 10
+
+
+def test_legal_actions_of_2048_join_the_observation():
+    envs, board = make("Play2048-v1", 4), None
+    assert [leaf.path for leaf in envs.spec.leaves] == [("action_mask",), ("observation",)] and envs.spec.mask == 0
+    rng, (legal, seen) = np.random.default_rng(0), envs.spec.frames.unpack(torch.from_numpy(envs.reset()))
+    for _ in range(200):
+        board = seen.clone()
+        action = np.array([rng.choice(np.flatnonzero(allowed)) for allowed in legal])
+        row = envs.step(action)
+        legal, seen = envs.spec.frames.unpack(torch.from_numpy(row.observations))
+        moved = (seen != board).flatten(1).any(dim=1).numpy()
+        assert moved[row.valid].all(), "a legal move moves something"

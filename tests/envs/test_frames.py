@@ -27,7 +27,7 @@ def test_equal_to_envpools_own_stack(env_id, options):
     assert np.array_equal(ours.reset().numpy(), theirs.reset()[0])
     ends = 0
     for _ in range(steps):
-        actions = rng.integers(0, ours.spec.num_actions, E)
+        actions = rng.integers(0, ours.action_space.n, E)
         seen, _, terminated, truncated, _ = ours.step(torch.from_numpy(actions))
         expected, _, _, _, _ = theirs.step(actions.astype(np.int32))
         assert np.array_equal(seen.numpy(), expected)

@@ -31,7 +31,7 @@ def test_the_same_actions_bring_the_same_rows(env, options, groups):
     rng = np.random.default_rng(0)
     ends = np.cumsum([part.num_envs for part in parts])[:-1]
     for _ in range(60):
-        actions = rng.integers(0, whole[0].spec.num_actions, E)
+        actions = rng.integers(0, whole[0].action_space.n, E)
         for part, own in zip(parts, np.split(actions, ends), strict=True):
             part.send(own)
         seen = [part.receive() for part in parts]

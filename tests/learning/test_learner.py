@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from helpers import env_spec
 
 from fasta2c.config import TrainConfig
-from fasta2c.envs.base import EnvSpec
 from fasta2c.graphs import Graphs
 from fasta2c.learning.learner import METRICS, Learner, explained_variance
 from fasta2c.learning.optim import build_optimizer
@@ -14,7 +14,7 @@ from fasta2c.models.actor_critic import ActorCritic
 from fasta2c.rollout.buffer import RolloutBuffer
 
 T, E = 5, 6
-SPEC = EnvSpec((3,), "float32", 1, 4)
+SPEC = env_spec((3,), "float32", stack=1, actions=4)
 
 
 def rollout(seed=0):
@@ -31,7 +31,7 @@ def rollout(seed=0):
 def learner(samples=1024, **config):
     settings = TrainConfig(**{"lr": 0.05, "optimizer": "rmsprop", **config})
     torch.manual_seed(1)
-    model = ActorCritic(SPEC.frame_shape, SPEC.dtype, SPEC.num_actions, settings)
+    model = ActorCritic(SPEC, settings)
     optimizer = build_optimizer(model, settings)
     graphs = Graphs(torch.device("cpu"))
     return model, Learner(model, optimizer, settings, forward=model, samples=samples, threads=1, graphs=graphs)

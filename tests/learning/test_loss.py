@@ -6,13 +6,16 @@ import pytest
 import torch
 
 from fasta2c.learning.loss import loss_sums
+from fasta2c.models.distributions import build_distribution
+from fasta2c.spaces import Choices
 
 
 def batch():
     return {
-        "logits_BA": torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]], requires_grad=True),
+        "distribution": build_distribution(Choices((), (2,), (0,))),
+        "policy_BP": torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]], requires_grad=True),
         "values_B": torch.tensor([1.0, 5.0], requires_grad=True),
-        "actions_B": torch.tensor([1, 0]),
+        "actions": torch.tensor([1, 0]),
         "advantages_B": torch.tensor([2.0, 10.0]),
         "returns_B": torch.tensor([4.0, 7.0]),
         "valid_B": torch.tensor([True, True]),
@@ -39,11 +42,11 @@ def test_poisoned_dummy_rows_move_neither_loss_nor_gradient(value_loss, poison):
         inputs = {**batch(), "valid_B": torch.tensor([True, False]), **changed}
         sums = loss_sums(**inputs, value_loss=value_loss)
         (sums.policy + sums.value - sums.entropy).backward()
-        return [*sums, inputs["logits_BA"].grad, inputs["values_B"].grad]
+        return [*sums, inputs["policy_BP"].grad, inputs["values_B"].grad]
 
     clean = run()
     dirty = run(
-        actions_B=torch.tensor([1, 10**6]),
+        actions=torch.tensor([1, 10**6]),
         advantages_B=torch.tensor([2.0, poison]),
         returns_B=torch.tensor([4.0, poison]),
     )
@@ -56,5 +59,5 @@ def test_policy_gradient_raises_the_probability_of_a_good_action():
     inputs = batch()
     loss_sums(**inputs, value_loss="mse").policy.backward()
     # d/dlogit of -A log p(a): -A (1 - p) at the action taken
-    assert inputs["logits_BA"].grad[0].tolist() == pytest.approx([2 * 0.25, -2 * 0.25])
+    assert inputs["policy_BP"].grad[0].tolist() == pytest.approx([2 * 0.25, -2 * 0.25])
     assert inputs["values_B"].grad is None

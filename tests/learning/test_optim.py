@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from helpers import env_spec
 
 from fasta2c.config import TrainConfig
 from fasta2c.learning.optim import RMSpropTF, build_optimizer, clip_grad_norm, schedule, set_learning_rate
@@ -12,7 +13,7 @@ from fasta2c.models.actor_critic import ActorCritic
 
 
 def model(**config):
-    return ActorCritic((4,), "float32", 2, TrainConfig(**config))
+    return ActorCritic(env_spec((4,), "float32", actions=2), TrainConfig(**config))
 
 
 def steps(optimizer, parameter, gradients):

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from helpers import env_spec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fasta2c.envs.base import EnvSpec, Row
+from fasta2c.envs.base import Row
 from fasta2c.rollout.buffer import RolloutBuffer
 
 CPU = torch.device("cpu")
@@ -27,7 +28,7 @@ def row(frames, first):
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 7])
 def test_stacks_reach_back_over_rollouts(num_steps):
     """Frames 0, 1, 2, … of two environments: observation n is frames n-3 to n, clamped to the first."""
-    buffer = RolloutBuffer(num_steps, 2, EnvSpec((1, 1, 1), "uint8", 4, 2), CPU)
+    buffer = RolloutBuffer(num_steps, 2, env_spec((1, 1, 1), "uint8", stack=4, actions=2), CPU)
     buffer.start(ramp(0, 2), ALL)
     none = np.zeros(2, np.bool_)
     n = 0
@@ -42,7 +43,7 @@ def test_stacks_reach_back_over_rollouts(num_steps):
 
 
 def test_a_fill_hides_what_was_before():
-    buffer = RolloutBuffer(3, 2, EnvSpec((1, 1, 1), "uint8", 4, 2), CPU)
+    buffer = RolloutBuffer(3, 2, env_spec((1, 1, 1), "uint8", stack=4, actions=2), CPU)
     buffer.start(ramp(0, 2), ALL)
     buffer.carry_over()
     for t, first in enumerate(([0, 0], [0, 1], [0, 0])):
@@ -53,7 +54,7 @@ def test_a_fill_hides_what_was_before():
 
 
 def test_rows_of_some_environments_leave_the_others_alone():
-    buffer = RolloutBuffer(2, 3, EnvSpec((1,), "float32", 1, 2), CPU)
+    buffer = RolloutBuffer(2, 3, env_spec((1,), "float32", stack=1, actions=2), CPU)
     values = np.array([7.0, 8.0], np.float32)
     flags = np.array([True, False])
     part = Row(values.reshape(2, 1), values, flags, ~flags, flags, ~flags, values, flags)
@@ -66,13 +67,13 @@ def test_rows_of_some_environments_leave_the_others_alone():
 
 
 def test_vectors_are_not_copied():
-    buffer = RolloutBuffer(3, 2, EnvSpec((5,), "float32", 1, 2), CPU)
+    buffer = RolloutBuffer(3, 2, env_spec((5,), "float32", stack=1, actions=2), CPU)
     seen = buffer.observations(slice(0, 2), slice(0, 2))
     assert seen.shape == (4, 5) and seen.data_ptr() == buffer.frames.data_ptr()
 
 
 def test_a_slice_of_environments_sees_its_own_frames():
-    buffer = RolloutBuffer(1, 3, EnvSpec((1, 1, 1), "uint8", 4, 2), CPU)
+    buffer = RolloutBuffer(1, 3, env_spec((1, 1, 1), "uint8", stack=4, actions=2), CPU)
     buffer.start(np.array([1, 2, 3], np.uint8).reshape(3, 1, 1, 1), slice(0, 3))
     buffer.carry_over()
     assert buffer.observations(slice(0, 1), slice(1, 3)).view(2, 4).tolist() == [[2] * 4, [3] * 4]
@@ -80,7 +81,7 @@ def test_a_slice_of_environments_sees_its_own_frames():
 
 @given(T=st.integers(1, 12), E=st.integers(1, 12), samples=st.integers(1, 200))
 def test_chunks_cover_every_sample_once(T, E, samples):
-    buffer = RolloutBuffer(T, E, EnvSpec((1,), "float32", 1, 2), CPU)
+    buffer = RolloutBuffer(T, E, env_spec((1,), "float32", stack=1, actions=2), CPU)
     counted = torch.zeros(T, E)
     for rows, envs in buffer.chunks(samples):
         counted[rows, envs] += 1

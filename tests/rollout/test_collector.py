@@ -3,21 +3,25 @@
 import numpy as np
 import pytest
 import torch
+from helpers import env_spec
 
-from fasta2c.envs.base import EnvSpec, HostEnvs, Row
+from fasta2c.envs.base import HostEnvs, Row
 from fasta2c.graphs import Graphs
+from fasta2c.models.distributions import build_distribution
 from fasta2c.rollout.buffer import RolloutBuffer
 from fasta2c.rollout.collector import Collector
+from fasta2c.spaces import Choices
 from fasta2c.timing import PhaseTimer
 
 E = 3
 CPU = torch.device("cpu")
+CHOICE = build_distribution(Choices((), (4,), (0,)))
 
 
 class Script(HostEnvs):
     """Row n of environment e observes n + e / 10; environment 1 terminates at row 2, environment 2 is cut at row 3."""
 
-    spec = EnvSpec((1,), "float32", 1, 4)
+    spec = env_spec((1,), "float32", stack=1, actions=4)
     options: dict = {}
 
     def __init__(self, envs=range(E)):
@@ -73,7 +77,7 @@ def collector(num_steps, samples=100, groups=WHOLE):
     envs = [Script(group) for group in groups]
     generator = torch.Generator().manual_seed(0)
     return envs, Collector(
-        envs, Model(), buffer, generator=generator, samples=samples, timer=PhaseTimer(), graphs=Graphs(CPU)
+        envs, Model(), CHOICE, buffer, generator=generator, samples=samples, timer=PhaseTimer(), graphs=Graphs(CPU)
     )
 
 
@@ -111,7 +115,7 @@ def test_one_group_steps_while_another_is_acted_for():
     envs = [Noted([0]), Noted([1, 2])]
     buffer = RolloutBuffer(2, E, Script.spec, torch.device("cpu"))
     collector = Collector(
-        envs, Model(), buffer, generator=torch.Generator(), samples=9, timer=PhaseTimer(), graphs=Graphs(CPU)
+        envs, Model(), CHOICE, buffer, generator=torch.Generator(), samples=9, timer=PhaseTimer(), graphs=Graphs(CPU)
     )
     collector.collect()
     ends = [("receive", 0), ("receive", 1)]

@@ -2,20 +2,20 @@
 
 import pytest
 import torch
+from helpers import env_spec
 
 from fasta2c.config import TrainConfig
-from fasta2c.envs.base import EnvSpec
 from fasta2c.models.actor_critic import ActorCritic
 from fasta2c.rollout.buffer import RolloutBuffer
 from fasta2c.rollout.reuse import WORTHWHILE, Reuse, decide, graph_bytes
 
-PIXELS = EnvSpec((1, 36, 36), "uint8", 4, 3)
-VECTOR = EnvSpec((3,), "float32", 1, 4)
+PIXELS = env_spec((1, 36, 36), "uint8", stack=4, actions=3)
+VECTOR = env_spec((3,), "float32", stack=1, actions=4)
 
 
 def parts(spec, num_envs, num_steps=2, **settings):
     config = TrainConfig(hidden_sizes=(8,), **settings)
-    model = ActorCritic(spec.observation_shape, spec.dtype, spec.num_actions, config)
+    model = ActorCritic(spec, config)
     return model, RolloutBuffer(num_steps, num_envs, spec, torch.device("cpu"))
 
 

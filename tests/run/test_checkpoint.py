@@ -48,7 +48,7 @@ def test_round_trip(run: RunDirectory) -> None:
     assert "format_version" not in given
     for path in (run.latest, run.checkpoints / "step_10.pt"):
         loaded = checkpoint.load(path)
-        assert loaded["format_version"] == checkpoint.FORMAT_VERSION == 1
+        assert loaded["format_version"] == checkpoint.FORMAT_VERSION == 2
         assert torch.equal(loaded["weights"]["w"], torch.arange(1000.0) + 10)
         assert (loaded["history"], loaded["env_steps"], loaded["weights"]["none"]) == ([1.5, (2, "x")], 10, None)
 
@@ -195,7 +195,7 @@ class Trap:
 @pytest.mark.parametrize("write", [torch.save, lambda o, p: p.write_bytes(pickle.dumps(o))], ids=["torch", "pickle"])
 def test_code_is_refused_and_not_run(tmp_path: Path, write: Callable[[Any, Path], None]) -> None:
     trap, path = tmp_path / "sprung", tmp_path / "trap.pt"
-    write({"format_version": 1, "weights": Trap(trap)}, path)
+    write({"format_version": 2, "weights": Trap(trap)}, path)
     assert "not a checkpoint of fasta2c" in refused(path)
     assert not trap.exists()
     torch.load(path, weights_only=False) if write is torch.save else pickle.loads(path.read_bytes())
@@ -215,10 +215,10 @@ def test_whole_modules_and_text_are_foreign(tmp_path: Path) -> None:
     assert "not a checkpoint" in refused(tmp_path / "text.pt")
 
 
-@pytest.mark.parametrize("version", [2, 0, None, "1"])
+@pytest.mark.parametrize("version", [1, 3, 0, None, "2"])
 def test_other_format_versions(tmp_path: Path, version: Any) -> None:
     torch.save({"format_version": version}, tmp_path / "x.pt")
-    assert f"format version {version!r} and this fasta2c reads 1" in refused(tmp_path / "x.pt")
+    assert f"format version {version!r} and this fasta2c reads 2" in refused(tmp_path / "x.pt")
 
 
 def test_missing_and_folders_cannot_be_read(tmp_path: Path) -> None:

@@ -1,0 +1,42 @@
+"""What the learner makes of rewards: scaled by how much returns vary, and cut. Scores stay the game's own.
+
+Shapes: T rows, E environments; `TE` in a name is [T, E].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fasta2c.models.normalize import RunningMoments
+
+
+class RewardScaler(nn.Module):
+    """Divides rewards by the standard deviation of discounted returns so far, as OpenAI Baselines' VecNormalize does.
+
+    Rewards are neither shifted nor divided by less than a hundred-millionth. A rollout's own returns count already.
+
+    Args:
+        num_envs: E.
+        gamma: discount of the returns.
+    """
+
+    return_E: Tensor
+
+    def __init__(self, num_envs: int, gamma: float) -> None:
+        super().__init__()
+        self._gamma = gamma
+        self.moments = RunningMoments(1)
+        # Where each environment's episode stands; a resumed run begins new episodes.
+        self.register_buffer("return_E", torch.zeros(num_envs, dtype=torch.float64), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, rewards_TE: Tensor, done_TE: Tensor, valid_TE: Tensor) -> Tensor:
+        """Rewards [T, E] as the critic learns them; what stands in rows that are not valid does not matter."""
+        paid_TE = torch.where(valid_TE, rewards_TE, 0.0).to(torch.float64)
+        returns_TE = torch.empty_like(paid_TE)
+        for t in range(len(paid_TE)):
+            returns_TE[t] = paid_TE[t] + self._gamma * self.return_E
+            self.return_E.copy_(torch.where(done_TE[t], 0.0, returns_TE[t]))
+        self.moments.update(returns_TE.flatten().unsqueeze(1), valid_TE.flatten())
+        return rewards_TE * (self.moments.variance_D + 1e-8).rsqrt().to(rewards_TE.dtype)

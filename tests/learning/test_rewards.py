@@ -1,0 +1,74 @@
+"""Reward scaling against a float64 reference that walks each episode, and dummy rows that must not count."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fasta2c.learning.rewards import RewardScaler
+
+GAMMA = 0.9
+
+
+def rows(seed, T, E):
+    """Rewards, done and valid flags as autoreset gives them: each done is followed by a dummy row."""
+    rng = np.random.default_rng(seed)
+    rewards, done = rng.normal(3, 5, (T, E)).astype(np.float32), rng.random((T, E)) < 0.2
+    valid = np.ones((T, E), bool)
+    for t in range(1, T):
+        valid[t] = ~(done[t - 1] & valid[t - 1])
+        done[t] &= valid[t]
+    return rewards, done, valid
+
+
+def reference(rewards, done, valid):
+    """The standard deviation of every discounted return of every episode so far."""
+    returns = []
+    for e in range(rewards.shape[1]):
+        so_far = 0.0
+        for t in range(len(rewards)):
+            if valid[t, e]:
+                so_far = float(rewards[t, e]) + GAMMA * so_far
+                returns.append(so_far)
+                if done[t, e]:
+                    so_far = 0.0
+    return np.std(returns)
+
+
+@given(st.integers(0, 999), st.integers(1, 4))
+@settings(max_examples=40, deadline=None)
+def test_returns_go_on_over_rollouts(seed, rollouts):
+    T, E = 5, 3
+    whole = rows(seed, rollouts * T, E)
+    scaler = RewardScaler(E, GAMMA)
+    for n in range(rollouts):
+        part = [torch.from_numpy(x[n * T : (n + 1) * T]) for x in whole]
+        scaled = scaler(*part)
+    expected = part[0].numpy() / math.sqrt(reference(*whole) ** 2 + 1e-8)
+    assert np.allclose(scaled, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, 1e9])
+def test_dummy_rows_do_not_count(poison):
+    rewards, done, valid = (torch.from_numpy(x) for x in rows(1, 40, 4))
+    assert (~valid).any()
+    clean = RewardScaler(4, GAMMA)(rewards, done, valid)
+    dirty = RewardScaler(4, GAMMA)(torch.where(valid, rewards, poison), done, valid)
+    assert torch.equal(clean[valid], dirty[valid])
+
+
+def test_rewards_that_do_not_vary_stay_finite():
+    ones = torch.ones(3, 2, dtype=torch.bool)
+    scaled = RewardScaler(2, GAMMA)(torch.zeros(3, 2), ~ones, ones)
+    assert scaled.abs().sum() == 0
+
+
+def test_a_saved_scaler_goes_on_where_it_was():
+    first, second = RewardScaler(3, GAMMA), RewardScaler(5, GAMMA)
+    first(*(torch.from_numpy(x) for x in rows(0, 30, 3)))
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first.moments.variance_D, second.moments.variance_D)
+    assert second.return_E.tolist() == [0.0] * 5, "a resumed run begins new episodes"

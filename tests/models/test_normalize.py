@@ -1,0 +1,31 @@
+"""Running moments against numpy over everything at once."""
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fasta2c.models.normalize import RunningMoments
+
+
+@given(st.lists(st.integers(0, 7), min_size=1, max_size=5), st.integers(0, 99), st.floats(-1e6, 1e6))
+@settings(max_examples=50, deadline=None)
+def test_batches_add_up_to_the_whole(sizes, seed, offset):
+    rng = np.random.default_rng(seed)
+    batches = [rng.normal(offset, 3.0, (size, 4)) for size in sizes]
+    moments = RunningMoments(4)
+    for batch in batches:
+        moments.update(torch.from_numpy(batch))
+    everything = np.concatenate(batches)
+    if len(everything):
+        assert np.allclose(moments.mean_D, everything.mean(axis=0), rtol=1e-9, atol=1e-9)
+        assert np.allclose(moments.variance_D, everything.var(axis=0), rtol=1e-6, atol=1e-6)
+    else:
+        assert moments.mean_D.tolist() == [0.0] * 4 and moments.variance_D.tolist() == [1.0] * 4
+
+
+def test_samples_that_are_not_valid_do_not_count():
+    samples = torch.tensor([[1.0], [torch.nan], [3.0], [1e6], [torch.inf]])
+    moments = RunningMoments(1)
+    moments.update(samples, torch.tensor([True, False, True, False, False]))
+    assert (moments.count.item(), moments.mean_D.item(), moments.variance_D.item()) == (2, 2.0, 1.0)
