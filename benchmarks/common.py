@@ -28,7 +28,7 @@ class Replay(HostEnvs):
 
     def __init__(self, envs: HostEnvs, rows: int) -> None:
         self.spec, self.num_envs, self.seeds, self.options = envs.spec, envs.num_envs, envs.seeds, envs.options
-        self.observation_space, self.action_space = envs.observation_space, envs.action_space
+        self.action_space = envs.action_space
         self._first = envs.reset()
         self._rows = [envs.step(random_actions(envs, n)) for n in range(rows)]
         self._next = 0

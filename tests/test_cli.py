@@ -384,7 +384,7 @@ def test_overview_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "said"),
     [
         (["trian"], "unknown verb 'trian'. Did you mean train?"),
-        (["日本"], "unknown verb '日本'. Use train or eval."),
+        (["日本"], "unknown verb '日本'. Use train or eval or envs."),
         ([""], "unknown verb ''"),
         (["--num-envs", "8"], "--num-envs comes before the verb"),
     ],
@@ -503,3 +503,28 @@ def test_the_package_exports_what_it_says() -> None:
         _ = fasta2c.trian  # type: ignore[attr-defined]
     with pytest.raises(ImportError):
         exec("from fasta2c import trian")
+
+
+# --- envs
+
+
+def test_envs_lists_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["envs", "classic/cart"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[1] for line in lines} == {"CartPole-v0", "CartPole-v1"}
+    assert all(line.endswith("float32[4] -> 2 choices") for line in lines)
+
+
+def test_envs_json_is_one_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["envs", "--json", "PGX/Play2048"]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert entry["family"] == "PGX" and entry["trains"] is True and entry["reason"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [("zzz", "no environment matches 'zzz'"), ("a b", "takes one pattern"), ("--jsn", "Did you mean --json")],
+)
+def test_mistakes_of_envs(capsys: pytest.CaptureFixture[str], arguments: str, said: str) -> None:
+    assert cli.main(["envs", *arguments.split()]) == 2
+    assert said in capsys.readouterr().err

@@ -47,9 +47,8 @@ class HostEnvs(Protocol):
     """
 
     spec: EnvSpec
-    observation_space: gymnasium.Space[Any]
-    """Of one environment, as the backend declares it."""
     action_space: gymnasium.Space[Any]
+    """Of one environment, as the backend declares it."""
     num_envs: int
     seeds: list[int]
     """The seed of each environment."""

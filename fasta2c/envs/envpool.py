@@ -5,7 +5,9 @@ The facts this relies on are those of EnvPool 1.2.5; `tests/envs/test_envpool.py
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ _RANGES = {
     "img_width": (1, 1000),
     "noop_max": (1, 1000),
 }
+# What an environment's own spaces may depend on.
+_FILES = ("cfg_path", "wad_path")
 # Where an info tells the legal actions (PGX), it joins the observation.
 _LEGAL = "info:legal_action_mask"
 # MiniGrid declares bytes, but its cells hold the numbers of few objects, colours and states.
@@ -59,11 +63,8 @@ class EnvPoolEnvs(HostEnvs):
     ) -> None:
         import envpool
 
-        defaults = _defaults(env_id, options)
-        _check_options(env_id, options, defaults)
+        self.spec: EnvSpec = look_up_spec(env_id, options)
         self._atari = env_id.family == "Atari"
-        # The stack is kept on the device: a quarter of the bytes to copy and to store.
-        stack = int(options.get("stack_num", defaults["stack_num"])) if self._atari else 1
         self.num_envs = num_envs
         self.seeds = seeds
         self.options = {
@@ -73,18 +74,15 @@ class EnvPoolEnvs(HostEnvs):
             **({"base_path": str(Path(envpool.__file__).parent)} if env_id.family == "Jumanji" else {}),
             "num_threads": min(num_threads or accel.cores(), num_envs),
         }
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*precision lowered.*")
+        with _quiet():
             try:
                 self._pool: Any = envpool.make(
                     env_id.backend_id, env_type="gymnasium", num_envs=num_envs, seed=seeds, **self.options
                 )
             except (AssertionError, RuntimeError, ValueError, TypeError, ImportError, OSError) as error:
                 raise UserError(f"{env_id.backend_id}: EnvPool cannot make it: {_one_line(error)}") from None
-            self._keys: list[str] = list(self._pool._state_keys)
             self.action_space: gymnasium.Space[Any] = self._pool.spec.action_space
-            self.observation_space = _observation_space(env_id, self._pool, masked=_LEGAL in self._keys)
-        self.spec: EnvSpec = spec_of(self.observation_space, self.action_space, env_id=env_id.backend_id, stack=stack)
+        self._keys: list[str] = list(self._pool._state_keys)
         self._layout = self.spec.frames
         self._observed = [_state_key(leaf.path, self._keys) for leaf in self._layout.leaves]
         self._ids = np.arange(num_envs, dtype=np.int32)
@@ -130,33 +128,46 @@ class EnvPoolEnvs(HostEnvs):
         return self._layout.pack([state[key] for key in self._observed])
 
 
-def _defaults(env_id: EnvId, options: dict[str, Any]) -> dict[str, Any]:
-    """EnvPool's own configuration of an environment; raises `UserError` where there can be none here."""
-    import envpool
+def look_up_spec(env_id: EnvId, options: dict[str, Any]) -> EnvSpec:
+    """What an id of EnvPool observes and takes under `options`, found without making an environment.
 
-    files = {key: options[key] for key in ("cfg_path", "wad_path") if isinstance(options.get(key), str)}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            defaults: dict[str, Any] = envpool.make_spec(env_id.backend_id, **files).config._asdict()
-    except (AssertionError, RuntimeError, ValueError, TypeError, ImportError, OSError) as error:
-        hint = ""
-        if env_id.backend_id.startswith("VizdoomCustom"):
-            hint = """ Name a scenario of yours: --env-kwargs '{"cfg_path": "my.cfg", "wad_path": "my.wad"}'."""
-        raise UserError(f"{env_id.backend_id}: EnvPool cannot make it: {_one_line(error)}{hint}") from None
+    Raises:
+        UserError: an option it does not take, spaces fasta2c does not, several players, or EnvPool's own refusal.
+    """
+    defaults = _envpool_spec(env_id, {k: v for k, v in options.items() if k in _FILES}).config._asdict()
     if defaults["max_num_players"] > 1:
         raise UserError(f"{env_id.backend_id}: several players share this environment; fasta2c trains one agent.")
-    return defaults
+    _check_options(env_id, options, defaults)
+    stack = 1
+    if env_id.family == "Atari":
+        # The stack is kept on the device: a quarter of the bytes to copy and to store.
+        stack = int(options.get("stack_num", defaults["stack_num"]))
+        options = {**options, "stack_num": 1}
+    spec = _envpool_spec(env_id, options)
+    with _quiet():
+        return spec_of(_observation_space(env_id, spec), spec.action_space, env_id=env_id.backend_id, stack=stack)
 
 
-def _observation_space(env_id: EnvId, pool: Any, *, masked: bool) -> gymnasium.Space[Any]:
-    """What a pool observes: EnvPool's own space, corrected, and the legal actions beside it if it tells them apart."""
-    space: gymnasium.Space[Any] = pool.spec.observation_space
+def _envpool_spec(env_id: EnvId, options: dict[str, Any]) -> Any:
+    import envpool
+
+    try:
+        with _quiet():
+            return envpool.make_spec(env_id.backend_id, **options)
+    except (AssertionError, RuntimeError, ValueError, TypeError, ImportError, OSError) as error:
+        hint = ""
+        if env_id.backend_id.startswith("VizdoomCustom") and "cfg_path" not in options:
+            hint = """ Name a scenario of yours: --env-kwargs '{"cfg_path": "my.cfg", "wad_path": "my.wad"}'."""
+        raise UserError(f"{env_id.backend_id}: EnvPool cannot make it: {_one_line(error)}{hint}") from None
+
+
+def _observation_space(env_id: EnvId, spec: Any) -> gymnasium.Space[Any]:
+    """What EnvPool says is observed, corrected, and the legal actions beside it if it tells them apart."""
+    space: gymnasium.Space[Any] = spec.observation_space
     if env_id.family == "MiniGrid" and isinstance(space, spaces.Dict) and space["image"].shape == _CELLS.shape:
         space = spaces.Dict({**space.spaces, "image": _CELLS})
-    if masked:
-        actions = pool.spec.action_space.n
-        space = spaces.Dict({"observation": space, "action_mask": spaces.MultiBinary(int(actions))})
+    if _LEGAL in spec._state_keys:
+        space = spaces.Dict({"observation": space, "action_mask": spaces.MultiBinary(int(spec.action_space.n))})
     return space
 
 
@@ -186,6 +197,14 @@ def _check_options(env_id: EnvId, options: dict[str, Any], defaults: dict[str, A
         low, high = _RANGES.get(key, (0, 1) if key.endswith("_probability") else (-(2**31), 2**31 - 1))
         if isinstance(value, int | float) and not low <= value <= high:
             raise UserError(f"{where}: {value} is out of range; it must be from {low} to {high}.")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside, Gymnasium does not complain that EnvPool's bounds are no numbers of their dtype."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*precision lowered.*")
+        yield
 
 
 def _one_line(error: BaseException) -> str:

@@ -53,9 +53,8 @@ class GymnasiumEnvs(HostEnvs):
                 reason = " ".join(str(error).split())[:300] or type(error).__name__
                 raise UserError(f"gymnasium:{env_id.backend_id}: cannot be made: {reason}") from None
         name = f"gymnasium:{env_id.backend_id}"
-        self.observation_space: gymnasium.Space[Any] = self._envs.single_observation_space
         self.action_space: gymnasium.Space[Any] = self._envs.single_action_space
-        self.spec: EnvSpec = spec_of(self.observation_space, self.action_space, env_id=name)
+        self.spec: EnvSpec = spec_of(self._envs.single_observation_space, self.action_space, env_id=name)
         self._layout = self.spec.frames
         self._action_dtype = np.dtype(self.action_space.dtype)
         self._previous_done = np.zeros(num_envs, dtype=np.bool_)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fasta2c import accel
+from fasta2c.envs import envpool
 from fasta2c.envs.base import HostEnvs, spread_seeds
-from fasta2c.envs.envpool import EnvPoolEnvs
 from fasta2c.envs.frames import FrameWindow
 from fasta2c.envs.gymnasium import GymnasiumEnvs
 from fasta2c.envs.ids import EnvId, resolve
@@ -28,11 +28,13 @@ def make_host_envs(
     """The environments of `env_id` on the host; raises `UserError` as the backends say."""
     if env_id.backend == "gymnasium":
         return GymnasiumEnvs(env_id, num_envs, seeds=seeds, options=options)
-    return EnvPoolEnvs(env_id, num_envs, seeds=seeds, options=options, num_threads=num_threads)
+    return envpool.EnvPoolEnvs(env_id, num_envs, seeds=seeds, options=options, num_threads=num_threads)
 
 
 def look_up_spec(env_id: EnvId, options: dict[str, Any]) -> EnvSpec:
-    """What `env_id` observes and takes, found by making one of it; raises `UserError` as the backends say."""
+    """What `env_id` observes and takes; raises `UserError` as the backends say."""
+    if env_id.backend == "envpool":
+        return envpool.look_up_spec(env_id, options)
     envs = make_host_envs(env_id, 1, seeds=[0], options=options, num_threads=1)
     try:
         return envs.spec

@@ -82,6 +82,8 @@ class ActorCritic(nn.Module):
 
     def _observe(self, observations: Tensor) -> tuple[Sequence[Tensor], Tensor | None]:
         """The leaves that encoders see, normalised, and the mask of legal actions."""
+        if not self._layout.packed and self.moments is None:
+            return [observations], None
         leaves = self._layout.unpack(observations)
         mask = None if self._mask is None else leaves[self._mask]
         seen = [leaves[i] for i in self._seen]

@@ -125,6 +125,8 @@ class FusedEncoder(nn.Module):
             _Flat(leaf) if name == "flat" else _Image(leaf, name) for leaf, name in zip(leaves, names, strict=True)
         ]
         self.parts = nn.ModuleList(parts)
+        # A vector alone needs no part: where rows are short, each call of a module is felt.
+        self._vector = len(leaves) == 1 and len(leaves[0].shape) == 1 and leaves[0].dtype == "float32"
         width = sum(part.features for part in parts)
         alone = len(names) == 1 and names[0] in ("nature-cnn", "impala")
         self.trunk = nn.Sequential() if alone else MLP(width, config.hidden_sizes, config.activation)
@@ -132,6 +134,8 @@ class FusedEncoder(nn.Module):
 
     def forward(self, leaves: Sequence[Tensor]) -> Tensor:
         """Leaves [B, ...] to features [B, F]."""
+        if self._vector:
+            return self.trunk(leaves[0])
         parts = [part(leaf) for part, leaf in zip(self.parts, leaves, strict=True)]
         return self.trunk(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
 

@@ -58,7 +58,7 @@ def test_a_refusal_closes_what_was_made(monkeypatch):
             closed.append(1)
 
     made = []
-    monkeypatch.setattr("fasta2c.envs.make.EnvPoolEnvs", Envs)
+    monkeypatch.setattr("fasta2c.envs.envpool.EnvPoolEnvs", Envs)
     with pytest.raises(UserError, match="no more"):
         groups_of("Classic/CartPole", 2)
     assert len(made) == len(closed) == 1
