@@ -93,6 +93,10 @@ class TrainConfig:
     """Widths of the fully connected layers behind vectors, small grids and several observations together."""
     activation: Literal["tanh", "relu"] = "tanh"
     """Activation of these layers."""
+    recurrent: Literal["none", "gru", "lstm"] = "none"
+    """Memory between encoder and heads, for environments that do not show all there is to know."""
+    recurrent_size: Count = 128
+    """Width of the memory."""
     normalize_observations: bool = False
     """Bring real-valued observations to mean 0 and variance 1, by statistics of the run so far."""
     normalize_rewards: bool = False
@@ -101,6 +105,10 @@ class TrainConfig:
     """Learning rewards, scaled if asked for, are cut to this magnitude; 0 leaves them as they are."""
     action_bounds: Literal["clip", "squash"] = "clip"
     """How real-valued actions meet their bounds: clipped behind a normal distribution, or squashed by tanh."""
+    sde: bool = False
+    """Explore real-valued actions by noise that depends on the state and stays for a while (gSDE)."""
+    sde_interval: Whole = 0
+    """Rows after which that noise is drawn anew, beside the start of each rollout; 0 draws it there alone."""
     log_std_init: Annotated[float, Range(-10, 2)] = 0.0
     """Logarithm of the standard deviation real-valued actions begin with, in halves of their range."""
 

@@ -107,9 +107,10 @@ def play(
     length_now = np.zeros(envs.num_envs, dtype=np.int64)
     scores: list[float] = []
     lengths: list[int] = []
-    observations = envs.reset()
+    observations, opens = envs.reset(), torch.ones(envs.num_envs, dtype=torch.bool)
     while shares.any():
-        observations, _, _, _, infos = envs.step(policy.act(observations, greedy=greedy))
+        observations, _, _, _, infos = envs.step(policy.act(observations, greedy=greedy, opens=opens))
+        opens = infos["opens"]
         valid, score, over = (infos[k].cpu().numpy() for k in ("valid", "score", "game_over"))
         score_now += np.where(valid, score, 0.0)
         length_now += valid

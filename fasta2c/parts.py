@@ -88,7 +88,8 @@ def assemble(config: TrainConfig, envs: Sequence[HostEnvs], device: torch.device
     compiled = partial(accel.maybe_compile, enabled=config.compile)
     forward = compiled(model)
     samples = accel.micro_batch(config.micro_batch, device, convolutional=model.convolutional)
-    buffer = RolloutBuffer(config.num_steps, num_envs, spec, device)
+    unroll = compiled(model.unroll) if model.memory is not None else None
+    buffer = RolloutBuffer(config.num_steps, num_envs, spec, device, state_size=model.state_size)
     reuse = decide(config.reuse_forward, model, buffer, samples=samples, budget=accel.graph_budget(device))
     # The graph that autograd keeps is made by the calls themselves, which a recording would not make again.
     graphs = Graphs(device, enabled=not reuse.keep, generators=[generator])
@@ -103,6 +104,8 @@ def assemble(config: TrainConfig, envs: Sequence[HostEnvs], device: torch.device
         timer=timer,
         graphs=graphs,
         policy=apart[0] if apart else None,
+        unroll=unroll,
+        sde_interval=config.sde_interval,
         keep_graph=reuse.keep,
     )
     at_once = max(group.num_envs for group in envs) if reuse.keep else min(samples, config.num_steps * num_envs)
@@ -116,6 +119,7 @@ def assemble(config: TrainConfig, envs: Sequence[HostEnvs], device: torch.device
         threads=threads,
         graphs=graphs,
         apart=apart,
+        unroll=unroll,
         reward_scaler=RewardScaler(num_envs, config.gamma).to(device) if config.normalize_rewards else None,
     )
     return Parts(envs, model, optimizer, generator, collector, learner, timer, reuse.keep, reuse.note)

@@ -73,29 +73,50 @@ class Policy:
         self.device = device
         self._generator = torch.Generator(device).manual_seed(seed)
         self._layout = spec.layout
+        self._state_BS = torch.zeros((0, model.state_size), device=device)
         self._samples = accel.micro_batch(0, device, convolutional=model.convolutional)
 
-    def act(self, observations: Any, *, greedy: bool = False) -> Tensor:
+    def act(self, observations: Any, *, greedy: bool = False, opens: Tensor | None = None) -> Tensor:
         """Actions [B, ...] as the environment takes them: sampled, or the likeliest ones if `greedy`.
+
+        A policy with memory remembers the observations that it acted on, of each of B environments. With another B it
+        begins anew.
 
         Args:
             observations: [B, ...] as `make_envs` returns them: a tensor or an array, or dicts of them.
             greedy: take the likeliest actions; the means, of real numbers.
+            opens: [B] whether an observation opens a game (`infos["opens"]`), before which nothing is remembered.
         """
-        policy_BP, _ = self._forward(observations)
+        policy_BP, _, self._state_BS = self._forward(observations, opens)
         distribution = self.model.distribution
         actions = distribution.mode(policy_BP) if greedy else distribution.sample(policy_BP, self._generator)
         return distribution.env_actions(actions)
 
     def value(self, observations: Any) -> Tensor:
-        """Values [B] of observations [B, ...]: the discounted return expected from each."""
-        return self._forward(observations)[1]
+        """Values [B] of observations [B, ...]: the discounted return expected from each.
+
+        With memory: of observations that were not acted on yet.
+        """
+        return self._forward(observations, None)[1]
 
     @torch.no_grad()
-    def _forward(self, observations: Any) -> tuple[Tensor, Tensor]:
+    def _forward(self, observations: Any, opens_B: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Distributions [B, P], values [B] and the state [B, S] behind them."""
         packed = self._packed(observations)
-        parts = [self.model(part.to(self.device)) for part in packed.split(self._samples)]
-        return torch.cat([policy for policy, _ in parts]), torch.cat([values for _, values in parts])
+        count = len(packed)
+        state_BS = (
+            self._state_BS if len(self._state_BS) == count else self._state_BS.new_zeros(count, self.model.state_size)
+        )
+        if opens_B is None:
+            opens_B = torch.zeros(count, dtype=torch.bool)
+        parts = []
+        for part, state, opens in zip(*(x.split(self._samples) for x in (packed, state_BS, opens_B)), strict=True):
+            if self.model.memory is None:
+                parts.append((*self.model(part.to(self.device)), state))
+            else:
+                parts.append(self.model.unroll(part.to(self.device), state, opens.to(self.device).unsqueeze(0)))
+        policy, values, states = (torch.cat(list(x)) for x in zip(*parts, strict=True))
+        return policy, values, states
 
     def _packed(self, observations: Any) -> Tensor:
         """Observations as a rollout holds them; raises `ValueError` where they are not those of the spec."""

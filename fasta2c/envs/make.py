@@ -115,13 +115,14 @@ class VectorEnvs:
 
         Returns observations [E, ...] (a tensor, or a dict of them), rewards, terminated, truncated and infos, all [E].
 
-        `infos` holds `valid` (not a reset row), `score` (the game's own reward) and `game_over`.
+        `infos` holds `valid` (not a reset row), `score` (the game's own reward), `game_over` and `opens` (the
+        observation is a game's first).
         """
         if self._window is None:
             raise RuntimeError("reset() must be called before the first step.")
         row = self._envs.step(actions.cpu().numpy())
         observations = self._push(row.observations, row.first)
-        infos = {"valid": row.valid, "score": row.scores, "game_over": row.game_over}
+        infos = {"valid": row.valid, "score": row.scores, "game_over": row.game_over, "opens": row.first}
         return (
             observations,
             self._tensor(row.rewards),

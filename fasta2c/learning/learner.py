@@ -19,7 +19,7 @@ from fasta2c.learning.loss import loss_sums
 from fasta2c.learning.optim import clip_grad_norm, schedule, set_learning_rate
 from fasta2c.learning.rewards import RewardScaler
 from fasta2c.models.actor_critic import ActorCritic
-from fasta2c.rollout.buffer import Forward, RolloutBuffer, env_slices
+from fasta2c.rollout.buffer import Chunk, Forward, RolloutBuffer, Unroll, env_slices
 
 METRICS = ("policy_loss", "value_loss", "entropy", "explained_variance", "grad_norm")
 
@@ -36,6 +36,7 @@ class Learner:
         threads: torch's, on a CPU, while it updates.
         apart: observations to action distributions, and to values, if rollouts come without values: the learner then
             makes these, many rows at once, and differentiates the very ones that advantages are made of.
+        unroll: what a network with memory is called by instead of `forward`: backpropagation goes through all rows.
         graphs: record the update on a GPU.
         reward_scaler: of the rewards that are learnt from, if they are to be scaled.
     """
@@ -51,6 +52,7 @@ class Learner:
         threads: int,
         graphs: Graphs,
         apart: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None,
+        unroll: Unroll | None = None,
         reward_scaler: RewardScaler | None = None,
     ) -> None:
         self._model = model
@@ -61,6 +63,7 @@ class Learner:
         self._threads = threads
         self._graphs = graphs
         self._apart = apart
+        self._unroll = unroll
         self.reward_scaler = reward_scaler
         device = next(model.parameters()).device
         self._gae = build_gae(config.gae, device)
@@ -133,6 +136,8 @@ class Learner:
         if rollout.forwards:
             return _popped(rollout.forwards)
         chunks = list(rollout.chunks(self._samples))
+        if self._unroll is not None:
+            return self._unrolled(rollout, self._unroll, chunks)
         if self._apart is None:
             return (Forward(chunk, *self._forward(rollout.observations(*chunk))) for chunk in chunks)
         policy, critic = self._apart
@@ -148,6 +153,12 @@ class Learner:
             Forward(chunk, policy(rollout.observations(*chunk)), values_B)
             for chunk, values_B in zip(chunks, values, strict=True)
         )
+
+    def _unrolled(self, rollout: RolloutBuffer, unroll: Unroll, chunks: list[Chunk]) -> Iterator[Forward]:
+        for rows, envs in chunks:
+            state = rollout.first_state_ES[envs]
+            policy_BP, values_B, _ = unroll(rollout.observations(rows, envs), state, rollout.opens(rows, envs))
+            yield Forward((rows, envs), policy_BP, values_B)
 
 
 def _popped(forwards: list[Forward]) -> Iterator[Forward]:

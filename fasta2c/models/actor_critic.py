@@ -1,6 +1,6 @@
 """The actor-critic: raw observations in, float32 numbers that make an action distribution, and values, out.
 
-Shapes: B samples, P numbers of an action distribution, F features, D real numbers of an action.
+Shapes: T rows, B samples or environments, P numbers of an action distribution, S numbers of state, F features.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from fasta2c import accel
 from fasta2c.config import TrainConfig
-from fasta2c.models.distributions import Categorical, Gaussian, build_distribution
+from fasta2c.models.distributions import build_distribution
 from fasta2c.models.encoders import build_encoder, is_convolutional
 from fasta2c.models.layers import orthogonal
 from fasta2c.models.normalize import RunningMoments
+from fasta2c.models.recurrent import Memory
 from fasta2c.spaces import EnvSpec
 
 # A mask of more options than this is not looked at beside being obeyed: it would outgrow the network.
@@ -25,12 +26,12 @@ MOST_DEVIATIONS = 10.0
 
 
 class ActorCritic(nn.Module):
-    """Policy and value heads over one shared encoder, or over one each.
+    """Policy and value heads over one shared encoder (and memory), or over one each.
 
     Args:
         spec: what is observed, and what actions there are.
-        config: its `shared`, `encoder`, `hidden_sizes`, `activation`, `action_bounds`, `log_std_init` and
-            `normalize_observations`.
+        config: its `shared`, `encoder`, `hidden_sizes`, `activation`, `recurrent`, `action_bounds`, `sde`,
+            `log_std_init` and `normalize_observations`.
         precision: dtype of the encoders' arithmetic; heads and results are float32 always.
     """
 
@@ -49,24 +50,61 @@ class ActorCritic(nn.Module):
         """Whether it looks at images with convolutions."""
         self.encoder = build_encoder(seen, config)
         self.critic_encoder = None if config.shared else build_encoder(seen, config)
-        self.distribution = build_distribution(spec.actions, bounds=config.action_bounds)
-        self.policy_head = orthogonal(nn.Linear(self.encoder.features, self.distribution.heads), 0.01)
-        self.value_head = orthogonal(nn.Linear(self.encoder.features, 1), 1.0)
-        self.log_std_D: nn.Parameter | None = None
-        if isinstance(self.distribution, Gaussian):
-            self.log_std_D = nn.Parameter(torch.full((self.distribution.heads,), config.log_std_init))
+        features = self.encoder.features
+        self.memory: Memory | None = None
+        self.critic_memory: Memory | None = None
+        if config.recurrent != "none":
+            self.memory = Memory(config.recurrent, features, config.recurrent_size)
+            self.critic_memory = None if config.shared else Memory(config.recurrent, features, config.recurrent_size)
+            features = self.memory.features
+        self._states = [memory.state_size for memory in (self.memory, self.critic_memory) if memory is not None]
+        self.distribution = build_distribution(
+            spec.actions,
+            bounds=config.action_bounds,
+            log_std=config.log_std_init,
+            state_dependent=features if config.sde else 0,
+        )
+        self.policy_head = orthogonal(nn.Linear(features, self.distribution.heads), 0.01)
+        self.value_head = orthogonal(nn.Linear(features, 1), 1.0)
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Observations [B, ...], as a rollout holds them, to distributions [B, P] and values [B]."""
         leaves, mask = self._observe(observations)
         features = self._encode(self.encoder, leaves)
         critic = features if self.critic_encoder is None else self._encode(self.critic_encoder, leaves)
-        return self._distribution(features, mask), self.value_head(critic).squeeze(-1)
+        return self.distribution(self.policy_head(features), features, mask), self.value_head(critic).squeeze(-1)
+
+    @property
+    def state_size(self) -> int:
+        """S: numbers remembered from row to row; 0 without memory."""
+        return sum(self._states)
+
+    def unroll(self, observations: Tensor, state_BS: Tensor, opens_TB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Distributions [T * B, P], values [T * B] and the state [B, S] behind T rows, of a network with memory.
+
+        Args:
+            observations: [T * B, ...], row by row.
+            state_BS: what was remembered before them.
+            opens_TB: whether an observation opens a game, whose first row remembers nothing.
+        """
+        assert self.memory is not None
+        leaves, mask = self._observe(observations)
+        states = list(state_BS.split(self._states, dim=1))
+        grid = opens_TB.shape
+        features, states[0] = self.memory(self._encode(self.encoder, leaves).unflatten(0, grid), states[0], opens_TB)
+        critic = features
+        if self.critic_encoder is not None and self.critic_memory is not None:
+            seen = self._encode(self.critic_encoder, leaves).unflatten(0, grid)
+            critic, states[1] = self.critic_memory(seen, states[1], opens_TB)
+        features, critic = features.flatten(0, 1), critic.flatten(0, 1)
+        policy = self.distribution(self.policy_head(features), features, mask)
+        return policy, self.value_head(critic).squeeze(-1), torch.cat(states, dim=1)
 
     def policy(self, observations: Tensor) -> Tensor:
         """Observations [B, ...] to distributions [B, P] alone, which with `shared` is no less work."""
         leaves, mask = self._observe(observations)
-        return self._distribution(self._encode(self.encoder, leaves), mask)
+        features = self._encode(self.encoder, leaves)
+        return self.distribution(self.policy_head(features), features, mask)
 
     def values(self, observations: Tensor) -> Tensor:
         """Observations [B, ...] to values [B] alone."""
@@ -102,22 +140,14 @@ class ActorCritic(nn.Module):
             features: Tensor = encoder(leaves)
         return features.float()
 
-    def _distribution(self, features: Tensor, mask: Tensor | None) -> Tensor:
-        outputs: Tensor = self.policy_head(features)
-        if self.log_std_D is not None:
-            return torch.cat([outputs, self.log_std_D.expand_as(outputs)], dim=1)
-        assert isinstance(self.distribution, Categorical)
-        return self.distribution.restrict(outputs, mask)
-
     def critic_parameters(self) -> Iterator[nn.Parameter]:
         """What only the value depends on: the value head, and the critic's encoder if it has its own."""
-        if self.critic_encoder is not None:
-            yield from self.critic_encoder.parameters()
-        yield from self.value_head.parameters()
+        for module in (self.critic_encoder, self.critic_memory, self.value_head):
+            if module is not None:
+                yield from module.parameters()
 
     def actor_parameters(self) -> Iterator[nn.Parameter]:
-        """Everything else: the actor's (or shared) encoder, the policy head and the log standard deviations."""
-        yield from self.encoder.parameters()
-        yield from self.policy_head.parameters()
-        if self.log_std_D is not None:
-            yield self.log_std_D
+        """Everything else: the actor's (or shared) encoder and memory, the policy head and the distribution."""
+        for module in (self.encoder, self.memory, self.policy_head, self.distribution):
+            if module is not None:
+                yield from module.parameters()

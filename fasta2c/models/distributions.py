@@ -1,11 +1,11 @@
 """Action distributions: what can be drawn, how likely it was, and what the environment is told.
 
-A network gives P numbers a sample, `policy_BP`: logits, or means and log standard deviations. Drawn actions are kept as
+A distribution is made of P numbers a sample, `policy_BP`: logits, or means and log standard deviations. Drawn actions are kept as
 they were drawn (the index of a joint choice, a number before it is clipped or squashed); `env_actions` makes of them
 what the environment takes.
 
-Shapes: B samples, P numbers that make a distribution, K choices made at once, N options of each, D real numbers,
-Q points of a quadrature.
+Shapes: B samples, P numbers that make a distribution, H of them by a network's head, F features it has them from,
+K choices made at once, N options of each, D real numbers, Q points of a quadrature.
 """
 
 from __future__ import annotations
@@ -17,30 +17,61 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fasta2c.errors import UserError
 from fasta2c.spaces import Actions, Choices, Continuous
 
 # Standard deviations outside tell of divergence, and make NaN of the loss.
 LOG_STD_RANGE = (-20.0, 4.0)
 
 
-def build_distribution(actions: Actions, *, bounds: Literal["clip", "squash"] = "clip") -> Distribution:
-    """The distribution over `actions`; real numbers meet their bounds by being clipped, or squashed by tanh."""
+def build_distribution(
+    actions: Actions,
+    *,
+    bounds: Literal["clip", "squash"] = "clip",
+    log_std: float = 0.0,
+    state_dependent: int = 0,
+) -> Distribution:
+    """The distribution over `actions`.
+
+    Args:
+        actions: what is drawn.
+        bounds: whether real numbers are clipped where these are, or squashed by tanh.
+        log_std: what the logarithm of their standard deviations begins with.
+        state_dependent: features that their exploration depends on (F); 0 if it depends on none.
+
+    Raises:
+        UserError: choices whose exploration should depend on the state.
+    """
     if isinstance(actions, Choices):
+        if state_dependent:
+            raise UserError("sde: it is for real-valued actions; these are choices.")
         return Categorical(actions)
-    return Gaussian(actions, squash=bounds == "squash")
+    if state_dependent:
+        return StateDependentGaussian(actions, squash=bounds == "squash", log_std=log_std, features=state_dependent)
+    return Gaussian(actions, squash=bounds == "squash", log_std=log_std)
 
 
 class Distribution(nn.Module):
-    """What the kinds of distribution have in common; no parameters, only what their device must hold."""
+    """What the kinds of distribution have in common."""
 
     width: int
     """P."""
     heads: int
-    """How many of these a network's head computes from its features."""
+    """H."""
 
-    def sample(self, policy_BP: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Actions [B, ...] drawn without waiting for the device."""
+    def forward(self, outputs_BH: Tensor, features_BF: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What a network's head gives, the features it has that from, and a mask of legal options, to [B, P]."""
         raise NotImplementedError
+
+    def sample(
+        self, policy_BP: Tensor, generator: torch.Generator | None = None, exploration: Tensor | None = None
+    ) -> Tensor:
+        """Actions [B, ...] drawn without waiting for the device; `exploration` as `explore` gave it, for B samples."""
+        raise NotImplementedError
+
+    def explore(self, num_envs: int, generator: torch.Generator | None = None) -> Tensor | None:
+        """Random numbers [num_envs, ...] that actions of several rows are drawn by; None if each row has its own."""
+        return None
 
     def mode(self, policy_BP: Tensor) -> Tensor:
         """The likeliest actions [B, ...]."""
@@ -86,14 +117,14 @@ class Categorical(Distribution):
         strides = [math.prod(choices.sizes[k + 1 :]) for k in range(len(choices.sizes))]
         self.register_buffer("_strides_K", torch.tensor(strides), persistent=False)
 
-    def restrict(self, logits_BP: Tensor, mask: Tensor | None = None) -> Tensor:
-        """`logits_BP` with minus infinity where `mask` [B, ...] is 0 or an option does not exist.
+    def forward(self, outputs_BH: Tensor, features_BF: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Logits: the head's, with minus infinity where `mask` [B, ...] is 0 or an option does not exist.
 
         A mask without any legal option is that of an episode's end, or a mistake: it is ignored.
         """
         if not self._ragged and mask is None:
-            return logits_BP
-        logits_BKN = logits_BP.unflatten(1, self.grid)
+            return outputs_BH
+        logits_BKN = outputs_BH.unflatten(1, self.grid)
         if self._ragged:
             logits_BKN = logits_BKN.masked_fill(self._illegal_KN, -torch.inf)
         if mask is not None:
@@ -104,7 +135,9 @@ class Categorical(Distribution):
             logits_BKN = logits_BKN.masked_fill(illegal_BKN, -torch.inf)
         return logits_BKN.flatten(1)
 
-    def sample(self, policy_BP: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self, policy_BP: Tensor, generator: torch.Generator | None = None, exploration: Tensor | None = None
+    ) -> Tensor:
         """Drawn by the exponential race: argmax of log p - log Exp(1), shifted by any constant.
 
         It runs in log space, so that an illegal option loses it however small the probabilities of the legal ones.
@@ -151,7 +184,10 @@ class Gaussian(Distribution):
         actions: the numbers and their bounds.
         squash: bring what was drawn inside by tanh, its density changed accordingly; else it is clipped there, as
             something that the environment does, and the density is that of the number drawn.
+        log_std: what the logarithms of the standard deviations, which are learnt, begin with.
     """
+
+    log_std: nn.Parameter
 
     _middle_D: Tensor
     _half_D: Tensor
@@ -161,8 +197,9 @@ class Gaussian(Distribution):
     _nodes_Q: Tensor
     _weights_Q: Tensor
 
-    def __init__(self, actions: Continuous, *, squash: bool) -> None:
+    def __init__(self, actions: Continuous, *, squash: bool, log_std: float) -> None:
         super().__init__()
+        self.log_std = nn.Parameter(torch.full((len(actions.low),), log_std))
         low, high = torch.tensor(actions.low), torch.tensor(actions.high)
         bounded = torch.isfinite(low) & torch.isfinite(high)
         self._env_shape = actions.shape
@@ -180,7 +217,13 @@ class Gaussian(Distribution):
         weights = weights / weights.sum()
         self.register_buffer("_weights_Q", torch.tensor(weights, dtype=torch.float32), persistent=False)
 
-    def sample(self, policy_BP: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, outputs_BH: Tensor, features_BF: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Means from the head, and log standard deviations that are the same everywhere."""
+        return torch.cat([outputs_BH, self.log_std.expand_as(outputs_BH)], dim=1)
+
+    def sample(
+        self, policy_BP: Tensor, generator: torch.Generator | None = None, exploration: Tensor | None = None
+    ) -> Tensor:
         """Drawn from the normal distributions, neither clipped nor squashed."""
         mean_BD, std_BD = self._moments(policy_BP)
         return mean_BD + std_BD * torch.empty_like(mean_BD).normal_(generator=generator)
@@ -214,8 +257,49 @@ class Gaussian(Distribution):
         return scaled_BD.view(-1, *self._env_shape)
 
     def _moments(self, policy_BP: Tensor) -> tuple[Tensor, Tensor]:
-        mean_BD, log_std_BD = policy_BP.split(self.heads, dim=-1)
+        mean_BD, log_std_BD = policy_BP[:, : self.heads], policy_BP[:, self.heads : 2 * self.heads]
         return mean_BD, log_std_BD.clamp(*LOG_STD_RANGE).exp()
+
+
+class StateDependentGaussian(Gaussian):
+    """Normal distributions whose spread depends on the features (gSDE, Raffin et al. 2021, arXiv:2005.05719).
+
+    For several rows the noise is one linear function of the features, drawn anew from time to time: exploration is
+    smooth. Each single action has the distribution that `log_prob_and_entropy` tells of.
+
+    Args:
+        actions: the numbers and their bounds.
+        squash: as in `Gaussian`.
+        log_std: what the logarithms of the functions' standard deviations begin with.
+        features: F.
+    """
+
+    def __init__(self, actions: Continuous, *, squash: bool, log_std: float, features: int) -> None:
+        super().__init__(actions, squash=squash, log_std=log_std)
+        self.log_std = nn.Parameter(torch.full((features, self.heads), log_std))
+        self.width = 2 * self.heads + features
+
+    def forward(self, outputs_BH: Tensor, features_BF: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Means from the head, log standard deviations from the features, and these, which get no gradient by them."""
+        assert features_BF is not None
+        features_BF = features_BF.detach()
+        variance_BD = features_BF.square() @ self.log_std.clamp(*LOG_STD_RANGE).mul(2).exp()
+        return torch.cat([outputs_BH, 0.5 * torch.log(variance_BD + 1e-6), features_BF], dim=1)
+
+    def explore(self, num_envs: int, generator: torch.Generator | None = None) -> Tensor | None:
+        """[num_envs, F, D], of a standard normal distribution."""
+        shape = (num_envs, *self.log_std.shape)
+        return torch.empty(shape, device=self.log_std.device).normal_(generator=generator)
+
+    def sample(
+        self, policy_BP: Tensor, generator: torch.Generator | None = None, exploration: Tensor | None = None
+    ) -> Tensor:
+        """Means plus the noise that `exploration` makes of the features; without it, each action's noise is its own."""
+        if exploration is None:
+            return super().sample(policy_BP, generator)
+        features_BF = policy_BP[:, 2 * self.heads :]
+        functions_BFD = exploration * self.log_std.detach().clamp(*LOG_STD_RANGE).exp()
+        return policy_BP[:, : self.heads] + torch.einsum("bf,bfd->bd", features_BF, functions_BFD)
 
 
 def _log_slope(x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Shapes: T rows, E environments, S frames a stack; `TE` in a name is [T, E], `T1E
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,10 @@ from fasta2c.spaces import Choices, EnvSpec
 
 Chunk = tuple[slice, slice]
 """Rows and environments of a rectangle of the rollout."""
+
+
+Unroll = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""`ActorCritic.unroll`, compiled or not."""
 
 
 class Forward(NamedTuple):
@@ -55,9 +59,12 @@ class RolloutBuffer:
         num_envs: E.
         spec: what is observed, and what actions there are.
         device: where the tensors are.
+        state_size: numbers that the network remembers from row to row.
     """
 
-    def __init__(self, num_steps: int, num_envs: int, spec: EnvSpec, device: torch.device) -> None:
+    def __init__(
+        self, num_steps: int, num_envs: int, spec: EnvSpec, device: torch.device, *, state_size: int = 0
+    ) -> None:
         self.num_steps = num_steps
         self.num_envs = num_envs
         self.stack = spec.stack
@@ -74,6 +81,10 @@ class RolloutBuffer:
         self.truncated_TE = torch.zeros(grid, dtype=torch.bool, device=device)
         self.valid_TE = torch.zeros(grid, dtype=torch.bool, device=device)
         self.values_T1E = torch.zeros((num_steps + 1, num_envs), device=device)
+        self.state_ES = torch.zeros((num_envs, state_size), device=device)
+        """What the network remembers behind the rows acted for so far."""
+        self.first_state_ES = torch.zeros_like(self.state_ES)
+        """What it remembered before row 0."""
         returned = (self.rewards_TE, self.terminated_TE, self.truncated_TE, self.valid_TE)
         self._returned = [_Mirror.of(x, x) for x in returned]
         self._frames = [_Mirror.of(x, x[:1]) for x in (self.frames, self.fills)]
@@ -108,14 +119,26 @@ class RolloutBuffer:
         """Observations of some rows (0 to T) and environments, flattened to [rows * envs, ...]."""
         return stack_frames(self.frames, self.fills, self.stack, rows, envs)
 
+    def opens(self, rows: slice, envs: slice) -> Tensor:
+        """Whether an observation (0 to T) opens a game, [rows, envs]."""
+        return self.fills[rows.start + self.stack - 1 : rows.stop + self.stack - 1, envs]
+
     def carry_over(self) -> None:
-        """Make the last observation of this rollout the first of the next."""
+        """Make the last observation of this rollout the first of the next, and what is remembered where that begins."""
+        self.first_state_ES.copy_(self.state_ES)
         for kept in (self.frames, self.fills):
             last = kept[self.num_steps :]
             kept[: self.stack] = last.clone() if self.num_steps < self.stack else last  # the two may overlap
 
     def chunks(self, samples: int) -> Iterator[Chunk]:
-        """Rectangles of at most `samples` samples (at least one) that cover the rollout once."""
+        """Rectangles of at most `samples` samples (at least one) that cover the rollout once.
+
+        A network that remembers needs all rows of an environment at once.
+        """
+        if self.state_ES.shape[1]:
+            for envs in env_slices(slice(0, self.num_envs), max(1, samples // self.num_steps)):
+                yield slice(0, self.num_steps), envs
+            return
         if samples >= self.num_envs:
             rows = samples // self.num_envs
             for t in range(0, self.num_steps, rows):

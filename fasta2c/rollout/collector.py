@@ -17,7 +17,7 @@ from fasta2c.envs.base import HostEnvs
 from fasta2c.envs.episodes import EpisodeStatistics
 from fasta2c.graphs import Graphs
 from fasta2c.models.distributions import Distribution
-from fasta2c.rollout.buffer import Forward, RolloutBuffer, env_slices
+from fasta2c.rollout.buffer import Forward, RolloutBuffer, Unroll, env_slices
 from fasta2c.timing import PhaseTimer
 
 
@@ -38,6 +38,10 @@ class Collector:
         graphs: record the network's part of each row on a GPU.
         policy: observations to action distributions alone, where that is less work: the buffer's values are left to the
             learner then.
+        unroll: what a network with memory is called by instead: observations, state and openings to distributions, values
+            and the next state.
+        sde_interval: rows between drawings of the exploration that several rows share, where actions have one; 0 draws
+            it once a rollout.
         keep_graph: act with gradients and keep the graphs in the buffer, for an update that needs no second forward
             pass. The parameters must not change before that update.
     """
@@ -54,10 +58,13 @@ class Collector:
         timer: PhaseTimer,
         graphs: Graphs,
         policy: Callable[[Tensor], Tensor] | None = None,
+        unroll: Unroll | None = None,
+        sde_interval: int = 0,
         keep_graph: bool = False,
     ) -> None:
         self._model = model
         self._policy = policy
+        self._unroll = unroll
         self._distribution = distribution
         self._buffer = buffer
         self._generator = generator
@@ -74,6 +81,8 @@ class Collector:
         # Each row has memory of its own in the buffer, and so a function, on a GPU a graph, of its own.
         self._acts = [[graphs.wrap(partial(self._act, t, own)) for own in own_slices] for t in range(buffer.num_steps)]
         self._value_last = [graphs.wrap(partial(self._forward, buffer.num_steps, own)) for own in own_slices]
+        self._sde_rows = range(0, buffer.num_steps, sde_interval or buffer.num_steps)
+        self._exploration = distribution.explore(buffer.num_envs, generator)
         self.episodes = EpisodeStatistics(buffer.num_envs)
         self.env_steps = 0
         """Valid rows of all rollouts so far; a resumed run sets what it begins with."""
@@ -87,6 +96,8 @@ class Collector:
         buffer.carry_over()
         buffer.forwards.clear()
         for t in range(buffer.num_steps):
+            if self._exploration is not None and t in self._sde_rows:
+                self._exploration.normal_(generator=self._generator)
             for n, (envs, columns) in enumerate(self._groups):
                 if t > 0:
                     self._receive(t - 1, envs, columns)
@@ -113,8 +124,9 @@ class Collector:
     def _act(self, t: int, columns: slice) -> Tensor:
         """Choose and keep the actions of row t; returns them as the environments take them, [G, ...]."""
         policy_GP = self._forward(t, columns, keep_graph=self._keep_graph)
-        actions = self._buffer.actions_TE[t, columns]
-        return self._distribution.env_actions(actions.copy_(self._distribution.sample(policy_GP, self._generator)))
+        exploration = None if self._exploration is None else self._exploration[columns]
+        drawn = self._distribution.sample(policy_GP, self._generator, exploration)
+        return self._distribution.env_actions(self._buffer.actions_TE[t, columns].copy_(drawn))
 
     def _forward(self, t: int, columns: slice, *, keep_graph: bool = False) -> Tensor:
         """Keep the values of observation t, if they are made; returns its distributions [G, P], without their graph."""
@@ -126,10 +138,14 @@ class Collector:
             if keep_graph and buffer.stack == 1:
                 observations = observations.clone()  # a view of the frames, which change before the graph is used
             with torch.set_grad_enabled(keep_graph):
-                if self._policy is None:
-                    policy, values = self._model(observations)
-                else:
+                if self._policy is not None:
                     policy, values = self._policy(observations), None
+                elif self._unroll is not None:
+                    policy, values, state = self._unroll(observations, buffer.state_ES[part], buffer.opens(*chunk))
+                    if t < buffer.num_steps:  # observation T is acted on in the next rollout
+                        buffer.state_ES[part] = state
+                else:
+                    policy, values = self._model(observations)
             if values is not None:
                 buffer.values_T1E[t, part] = values.detach()
                 if keep_graph:

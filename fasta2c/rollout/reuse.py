@@ -44,6 +44,11 @@ def decide(requested: str, model: ActorCritic, buffer: RolloutBuffer, *, samples
     """
     if requested == "off":
         return Reuse(False)
+    if model.memory is not None:
+        note = (
+            "a network with memory is unrolled by the update, and its graph is not kept." if requested == "on" else None
+        )
+        return Reuse(False, note=note)
     needed = graph_bytes(model, buffer, samples)
     apart = model.critic_encoder is not None and needed <= budget
     worthwhile = model.convolutional and buffer.num_envs >= WORTHWHILE
