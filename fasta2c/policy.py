@@ -92,6 +92,10 @@ class Policy:
         actions = distribution.mode(policy_BP) if greedy else distribution.sample(policy_BP, self._generator)
         return distribution.env_actions(actions)
 
+    def reset(self) -> None:
+        """Forget what was remembered: the next observations open games."""
+        self._state_BS = self._state_BS.new_zeros(0, self.model.state_size)
+
     def value(self, observations: Any) -> Tensor:
         """Values [B] of observations [B, ...]: the discounted return expected from each.
 

@@ -27,12 +27,25 @@ class Games:
         self.step_in_game = torch.where(valid, self.step_in_game + 1, 0)
         score = torch.where(valid, 10.0, 1e6)  # a reset row's score is poison
         none = torch.zeros(4)
-        return torch.zeros(4, 1), none, over, over, {"valid": valid, "score": score, "game_over": over}
+        infos = {"valid": valid, "score": score, "game_over": over, "opens": ~valid}
+        return torch.zeros(4, 1), none, over, over, infos
 
 
 class Idle:
-    def act(self, observations, *, greedy=False):
+    def act(self, observations, *, greedy=False, opens=None):
         return torch.zeros(len(observations), dtype=torch.int64)
+
+
+def test_the_policy_is_told_where_games_open():
+    told = []
+
+    class Noting(Idle):
+        def act(self, observations, *, greedy=False, opens=None):
+            told.append(opens.tolist())
+            return super().act(observations)
+
+    play(Noting(), Games(), 4)
+    assert told[:4] == [[True] * 4, [False] * 4, [True, False, False, False], [False, True, False, False]]
 
 
 def test_every_environment_plays_a_fixed_share():
@@ -57,7 +70,7 @@ def test_scores_are_unclipped_whole_games():
     class Random:
         generator = torch.Generator().manual_seed(0)
 
-        def act(self, observations, *, greedy=False):
+        def act(self, observations, *, greedy=False, opens=None):
             return torch.randint(0, 6, (8,), generator=self.generator)
 
     assert play(Random(), envs, 8).mean_return > 60

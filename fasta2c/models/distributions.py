@@ -1,8 +1,8 @@
 """Action distributions: what can be drawn, how likely it was, and what the environment is told.
 
-A distribution is made of P numbers a sample, `policy_BP`: logits, or means and log standard deviations. Drawn actions are kept as
-they were drawn (the index of a joint choice, a number before it is clipped or squashed); `env_actions` makes of them
-what the environment takes.
+A distribution is made of P numbers a sample, `policy_BP`: logits, or means and log standard deviations. Drawn actions
+are kept as they were drawn (the index of a joint choice, a number before it is clipped or squashed); `env_actions`
+makes of them what the environment takes.
 
 Shapes: B samples, P numbers that make a distribution, H of them by a network's head, F features it has them from,
 K choices made at once, N options of each, D real numbers, Q points of a quadrature.

@@ -38,8 +38,8 @@ class Collector:
         graphs: record the network's part of each row on a GPU.
         policy: observations to action distributions alone, where that is less work: the buffer's values are left to the
             learner then.
-        unroll: what a network with memory is called by instead: observations, state and openings to distributions, values
-            and the next state.
+        unroll: what a network with memory is called by instead: observations, state and openings to distributions,
+            values and the next state.
         sde_interval: rows between drawings of the exploration that several rows share, where actions have one; 0 draws
             it once a rollout.
         keep_graph: act with gradients and keep the graphs in the buffer, for an update that needs no second forward

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
+from fasta2c.errors import UserError
 from fasta2c.models.distributions import build_distribution
 from fasta2c.spaces import Choices, Continuous
 
@@ -39,7 +40,7 @@ def test_one_choice_is_torchs_categorical():
 def test_several_choices_against_enumeration(sizes, seed):
     """The probabilities of all combinations sum to 1, and -sum p log p is the entropy; sizes may differ."""
     head = build_distribution(Choices((len(sizes),), tuple(sizes), (0,) * len(sizes)))
-    logits = head.restrict(normal(1, head.width, seed=seed) * 2)
+    logits = head(normal(1, head.width, seed=seed) * 2)
     combinations = torch.tensor(list(itertools.product(*map(range, sizes))))
     log_probs, entropies = head.log_prob_and_entropy(logits.expand(len(combinations), -1), combinations)
     assert log_probs.exp().sum().item() == pytest.approx(1.0)
@@ -59,7 +60,7 @@ def test_a_masked_choice_against_enumeration(mask, seed):
     legal = [n for n, allowed in enumerate(mask[0]) if allowed] or list(range(6))
     head = build_distribution(Choices((), (6,), (0,)))
     logits = normal(1, 6, seed=seed).mul(3).requires_grad_()
-    restricted = head.restrict(logits, torch.tensor(mask, dtype=torch.uint8))
+    restricted = head(logits, mask=torch.tensor(mask, dtype=torch.uint8))
     probabilities = torch.softmax(logits[0, legal].detach(), dim=0)
     log_probs, entropies = head.log_prob_and_entropy(restricted.expand(len(legal), -1), torch.tensor(legal))
     torch.testing.assert_close(log_probs.detach(), probabilities.log())
@@ -74,7 +75,7 @@ def test_an_illegal_option_loses_however_unlikely_the_legal_ones():
     logits = torch.tensor([[80.0, -3e38, 90.0, -3e38]]).expand(20_000, 4)
     head = build_distribution(ONE)
     mask = torch.tensor([[0, 1, 0, 1]], dtype=torch.uint8).expand(20_000, 4)
-    restricted = head.restrict(logits, mask)
+    restricted = head(logits, mask=mask)
     assert set(head.sample(restricted, generator()).tolist()) <= {1, 3}
     assert set(head.mode(restricted).tolist()) <= {1, 3}
 
@@ -82,14 +83,14 @@ def test_an_illegal_option_loses_however_unlikely_the_legal_ones():
 def test_each_choice_has_its_own_mask():
     head = build_distribution(Choices((2,), (3, 2), (0, 0)))
     mask = torch.tensor([[[0, 1, 1], [0, 1, 1]]], dtype=torch.uint8)  # the second choice has no third option
-    drawn = head.sample(head.restrict(torch.zeros(1, 6), mask).expand(1000, -1), generator())
+    drawn = head.sample(head(torch.zeros(1, 6), mask=mask).expand(1000, -1), generator())
     assert set(map(tuple, drawn.tolist())) == {(1, 1), (2, 1)}
 
 
 def test_a_mask_without_any_legal_option_is_ignored():
     head = build_distribution(Choices((2,), (3, 2), (0, 0)))
-    plain = head.restrict(torch.ones(1, 6))
-    assert torch.equal(head.restrict(torch.ones(1, 6), torch.zeros(1, 2, 3, dtype=torch.uint8)), plain)
+    plain = head(torch.ones(1, 6))
+    assert torch.equal(head(torch.ones(1, 6), mask=torch.zeros(1, 2, 3, dtype=torch.uint8)), plain)
 
 
 @given(st.lists(st.integers(1, 5), min_size=2, max_size=4), st.data())
@@ -102,7 +103,7 @@ def test_a_joint_choice_takes_only_legal_combinations(sizes, data):
         allowed.flat[0] = True
     starts = tuple(range(len(sizes)))
     head = build_distribution(Choices((len(sizes),), tuple(sizes), starts, joint=True))
-    logits = head.restrict(torch.zeros(1, count), torch.from_numpy(allowed[None].astype(np.uint8)))
+    logits = head(torch.zeros(1, count), mask=torch.from_numpy(allowed[None].astype(np.uint8)))
     drawn = head.sample(logits.expand(300, -1), generator())
     assert drawn.shape == (300,)
     taken = head.env_actions(drawn).numpy() - starts
@@ -151,7 +152,8 @@ BOX = Continuous((2,), (-2.0, 0.0), (4.0, 10.0))
 
 
 def test_a_gaussian_is_scipys():
-    head = build_distribution(BOX)
+    head = build_distribution(BOX, log_std=-0.7)
+    assert head(torch.ones(2, 2)).tolist() == [[1.0, 1.0, *[pytest.approx(-0.7)] * 2]] * 2
     policy, actions = normal(20, 4), normal(20, 2, seed=1)
     log_probs, entropies = head.log_prob_and_entropy(policy, actions)
     expected = stats.norm(policy[:, :2].numpy(), policy[:, 2:].exp().numpy())
@@ -206,3 +208,42 @@ def test_gaussian_samples_have_the_moments_asked_for():
     torch.testing.assert_close(drawn.mean(dim=0), torch.tensor([1.0, -2.0]), atol=0.02, rtol=0)
     torch.testing.assert_close(drawn.std(dim=0), torch.tensor([1.0, 0.1]), atol=0, rtol=0.02)
     assert head.mode(torch.tensor([[1.0, -2.0, 5.0, 5.0]])).tolist() == [[1.0, -2.0]]
+
+
+def test_state_dependent_exploration_is_scipys_given_the_features():
+    head = build_distribution(BOX, state_dependent=3, log_std=-1.0).double()
+    with torch.no_grad():
+        head.log_std.copy_(normal(3, 2, seed=2))
+    means, features, actions = normal(20, 2), normal(20, 3, seed=1), normal(20, 2, seed=3)
+    std = np.sqrt(np.square(features.numpy()) @ np.exp(2 * head.log_std.detach().numpy()) + 1e-6)
+    log_probs, entropies = head.log_prob_and_entropy(head(means, features), actions)
+    expected = stats.norm(means.numpy(), std)
+    assert np.allclose(log_probs.detach(), expected.logpdf(actions.numpy()).sum(axis=1), rtol=1e-10)
+    assert np.allclose(entropies.detach(), expected.entropy().sum(axis=1), rtol=1e-10)
+
+
+def test_shared_exploration_gives_each_action_its_distribution():
+    """Over many drawings of the exploration; within one it is a function of the features alone."""
+    head = build_distribution(BOX, state_dependent=3, log_std=-0.5)
+    features = torch.tensor([[0.5, -1.0, 2.0]]).expand(100_000, 3)
+    policy = head(torch.tensor([[1.0, -2.0]]).expand(100_000, 2), features).detach()
+    exploration = head.explore(100_000, generator())
+    drawn = head.sample(policy, None, exploration)
+    torch.testing.assert_close(drawn.mean(dim=0), torch.tensor([1.0, -2.0]), atol=0.03, rtol=0)
+    torch.testing.assert_close(drawn.std(dim=0), policy[0, 2:4].exp(), atol=0, rtol=0.02)
+    assert torch.equal(head.sample(policy, None, exploration), drawn)
+    alone = head.sample(policy, generator(1))
+    torch.testing.assert_close(alone.std(dim=0), policy[0, 2:4].exp(), atol=0, rtol=0.02)
+
+
+def test_features_learn_nothing_from_exploration():
+    head = build_distribution(BOX, state_dependent=3)
+    features = torch.ones(4, 3, requires_grad=True)
+    log_probs, entropies = head.log_prob_and_entropy(head(torch.zeros(4, 2), features), torch.ones(4, 2))
+    (log_probs + entropies).sum().backward()
+    assert features.grad is None and head.log_std.grad.abs().sum() > 0
+
+
+def test_choices_have_no_state_dependent_exploration():
+    with pytest.raises(UserError, match="sde: "):
+        build_distribution(ONE, state_dependent=3)

@@ -136,3 +136,66 @@ def test_rollouts_of_one_row():
         rollout = collect.collect()
         assert rollout.values_T1E[:, 0].tolist() == [n * 10, n * 10 + 10]
     assert len(envs[0].taken) == 6 and collect.env_steps == 6 * E - 2
+
+
+@pytest.mark.parametrize("samples", [1, 100])
+@pytest.mark.parametrize("groups", [WHOLE, ([0], [1, 2])])
+def test_what_is_remembered_goes_on_over_rollouts_and_ends_with_its_game(samples, groups):
+    """State and values count the observations of a game: the true last one too, none of the next game."""
+
+    def unroll(observations, state, opens):
+        state = torch.where(opens[0].unsqueeze(1), 0.0, state) + 1
+        return torch.zeros(len(observations), 4), state[:, 0], state
+
+    buffer = RolloutBuffer(3, E, Script.spec, CPU, state_size=1)
+    collect = Collector(
+        [Script(group) for group in groups],
+        Model(),
+        CHOICE,
+        buffer,
+        generator=torch.Generator(),
+        samples=samples,
+        timer=PhaseTimer(),
+        graphs=Graphs(CPU),
+        unroll=unroll,
+    )
+    # Environment 1 ends at row 2 and is reset in row 3, environment 2 a row later.
+    counted = {0: [1, 2, 3, 4, 5, 6, 7], 1: [1, 2, 3, 4, 1, 2, 3], 2: [1, 2, 3, 4, 5, 1, 2]}
+    for first in (0, 3):
+        rollout = collect.collect()
+        for e, values in counted.items():
+            assert rollout.values_T1E[:, e].tolist() == values[first : first + 4]
+            assert rollout.first_state_ES[e].item() == (values[first - 1] if first else 0)
+            opened = [n == 1 for n in values[first : first + 4]]
+            assert rollout.opens(slice(0, 4), slice(e, e + 1)).flatten().tolist() == opened
+
+
+def test_shared_exploration_is_drawn_when_it_is_due():
+    class Noted(type(CHOICE)):
+        """Draws what the exploration says, to be told apart."""
+
+        def explore(self, num_envs, generator=None):
+            return torch.zeros(num_envs)
+
+        def sample(self, policy, generator=None, exploration=None):
+            seen.append(exploration.clone())
+            return super().sample(policy, generator)
+
+    seen: list[torch.Tensor] = []
+    for interval, changes in ((0, [0, 5]), (2, [0, 2, 4, 5, 7, 9])):
+        seen.clear()
+        collect = Collector(
+            [Script()],
+            Model(),
+            Noted(Choices((), (4,), (0,))),
+            RolloutBuffer(5, E, Script.spec, CPU),
+            generator=torch.Generator(),
+            samples=9,
+            timer=PhaseTimer(),
+            graphs=Graphs(CPU),
+            sde_interval=interval,
+        )
+        for _ in range(2):
+            collect.collect()
+        assert [n for n in range(10) if n == 0 or not torch.equal(seen[n], seen[n - 1])] == changes
+        assert all(len(set(noise.tolist())) == E for noise in seen), "each environment has its own"

@@ -59,3 +59,27 @@ def test_identity_is_learnt(tmp_path, optimizer):
 def test_cartpole_is_solved_by_default(tmp_path):
     run = train(TrainConfig(run_dir=tmp_path / "run", quiet=True))
     assert evaluate(run.run_dir, episodes=100).mean_return >= 475
+
+
+@pytest.mark.parametrize("recurrent", ["none", "gru", "lstm"])
+def test_a_maze_that_asks_for_memory_is_solved_with_one_alone(tmp_path, recurrent):
+    run = train(
+        TrainConfig(
+            env="gymnasium:memory_envs:TMaze-v0",
+            env_kwargs={"length": 6},
+            recurrent=recurrent,
+            recurrent_size=32,
+            num_envs=16,
+            num_steps=16,
+            total_steps=150_000,
+            optimizer="adam",
+            lr=3e-3,
+            lr_schedule="linear",
+            ent_coef=0.02,
+            max_grad_norm=10.0,
+            run_dir=tmp_path / "run",
+            quiet=True,
+        )
+    )
+    mean = evaluate(run.run_dir, episodes=100, greedy=True).mean_return
+    assert mean > 0.95 if recurrent != "none" else abs(mean) < 0.4
