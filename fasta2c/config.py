@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from fasta2c.errors import UserError, did_you_mean
-from fasta2c.fields import Count, NonNegative, Positive, Range, Unit, Whole, accepts, check, kind_of, show
+from fasta2c.fields import Count, NonNegative, Positive, Range, Unit, Whole, check, convert, kind_of, show
 
 ENCODERS = ("auto", "mlp", "nature-cnn", "impala", "small-cnn")
 Schedule = Literal["constant", "linear", "cosine"]
@@ -135,6 +135,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, hint in _hints().items():
+            object.__setattr__(self, name, convert(getattr(self, name), hint))
             check(name, getattr(self, name), hint)
         if not (self.device in ("auto", "cpu", "cuda") or _is_cuda_index(self.device)):
             raise UserError(f"device: {show(self.device)} is not one of auto, cpu, cuda, cuda:N.")
@@ -204,10 +205,7 @@ def from_plain(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     for key, value in values.items():
         if key not in hints:
             raise UserError(f"{source}: unknown key {key!r}.{did_you_mean(str(key), hints)}")
-        if value is not None and accepts(hints[key], Path) and isinstance(value, str):
-            value = Path(value)
-        if isinstance(value, list) and accepts(hints[key], tuple):
-            value = tuple(value)
+        value = convert(value, hints[key])
         try:
             check(key, value, hints[key])
         except UserError as error:

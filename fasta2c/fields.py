@@ -50,6 +50,13 @@ def accepts(hint: Any, kind: type) -> bool:
     return hint is kind or origin is kind
 
 
+def convert(value: Any, hint: Any) -> Any:
+    """`value`, text made a path and a list a tuple where the annotation has these."""
+    if isinstance(value, str) and accepts(hint, Path):
+        return Path(value)
+    return tuple(value) if isinstance(value, list) and accepts(hint, tuple) else value
+
+
 def kind_of(value: Any) -> str:
     """What `value` is, in a YAML writer's words."""
     names = {str: "text", bool: "true/false", int: "a whole number", float: "a number", dict: "a mapping"}

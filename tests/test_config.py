@@ -90,7 +90,7 @@ def test_numbers_that_python_does_not_print_are_refused_in_words(name: str) -> N
         ("env", " ", "an environment id is needed"),
         ("env_kwargs", {1: 2}, "expected a mapping"),
         ("hidden_sizes", (64, 0), "0 is out of range"),
-        ("hidden_sizes", [64], "expected a list|found"),
+        ("hidden_sizes", "64", "expected a list|found"),
         ("shared", "yes", "expected true/false, found text"),
     ],
 )
@@ -113,6 +113,11 @@ def test_a_config_cannot_be_changed_but_replaced() -> None:
     assert dataclasses.replace(config, num_steps=3).num_envs == 4
     with pytest.raises(UserError, match="num_steps"):
         dataclasses.replace(config, num_steps=0)
+
+
+def test_text_is_a_path_and_a_list_a_tuple_in_python_too() -> None:
+    config = TrainConfig(run_dir="runs/x", hidden_sizes=[8, 8])  # type: ignore[arg-type]
+    assert config == TrainConfig(run_dir=Path("runs/x"), hidden_sizes=(8, 8))
 
 
 def test_a_preset_fills_what_was_not_given_and_nothing_else() -> None:

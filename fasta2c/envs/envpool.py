@@ -36,6 +36,8 @@ _RANGES = {
     "img_width": (1, 1000),
     "noop_max": (1, 1000),
 }
+# Maps without a start for a single player: the game would end the process.
+_NEEDED = dict.fromkeys(("Cig-v1", "MultiDuel-v1"), {"game_args": "-deathmatch"})
 # What an environment's own spaces may depend on.
 _FILES = ("cfg_path", "wad_path")
 # Where an info tells the legal actions (PGX), it joins the observation.
@@ -68,6 +70,7 @@ class EnvPoolEnvs(HostEnvs):
         self.num_envs = num_envs
         self.seeds = seeds
         self.options = {
+            **_NEEDED.get(env_id.backend_id, {}),
             **options,
             **({"stack_num": 1} if self._atari else {}),
             # EnvPool looks for Jumanji's files among its assets, but ships them with its code.
