@@ -253,7 +253,7 @@ class Trainer:
         rows = (self.update - self._warm_update) * self.config.num_steps
         if not self._warm_phases or not rows:
             return None
-        in_turn = resolve(self.config.env).backend == "gymnasium"
+        in_turn = self.parts.envs[0].in_turn
         return TimeReport(
             {phase: self.timer.seconds[phase] - self._warm_phases[phase] for phase in PHASES},
             env_steps=self.env_steps - self._warm_steps,

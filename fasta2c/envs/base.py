@@ -49,6 +49,8 @@ class HostEnvs(Protocol):
     spec: EnvSpec
     action_space: gymnasium.Space[Any]
     """Of one environment, as the backend declares it."""
+    in_turn: bool
+    """Whether they step one after another, while the caller waits in `receive`."""
     num_envs: int
     seeds: list[int]
     """The seed of each environment."""

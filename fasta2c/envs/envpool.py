@@ -60,6 +60,8 @@ class EnvPoolEnvs(HostEnvs):
         UserError: an option the environment does not take, spaces fasta2c does not, or EnvPool's own refusal.
     """
 
+    in_turn = False
+
     def __init__(
         self, env_id: EnvId, num_envs: int, *, seeds: list[int], options: dict[str, Any], num_threads: int = 0
     ) -> None:

@@ -1,14 +1,17 @@
-"""Gymnasium's vector environments behind the row contract (NEXT_STEP autoreset, in this process)."""
+"""Gymnasium's vector environments behind the row contract (NEXT_STEP autoreset), in this process or in others."""
 
 from __future__ import annotations
 
+import functools
+import importlib
 import inspect
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from numpy.typing import NDArray
 
 from fasta2c.envs.base import HostEnvs, Row
@@ -18,6 +21,8 @@ from fasta2c.spaces import EnvSpec, spec_of
 
 # What `gymnasium.make` itself takes, beside the environment's own arguments.
 _MAKE_OPTIONS = ("max_episode_steps", "disable_env_checker")
+# What `gymnasium.make_vec` takes: "sync" or "async" (a process for each environment), and wrappers, innermost first.
+_VECTOR_OPTIONS = ("vectorization_mode", "wrappers")
 
 
 class GymnasiumEnvs(HostEnvs):
@@ -27,7 +32,9 @@ class GymnasiumEnvs(HostEnvs):
         env_id: an id of the Gymnasium backend.
         num_envs: E.
         seeds: one seed for each environment.
-        options: keyword arguments for `gymnasium.make`, checked against the environment's constructor.
+        options: keyword arguments for `gymnasium.make`, checked against the environment's constructor;
+            `vectorization_mode`, "sync" (in this process) or "async" (each in its own), and `wrappers`, a list of
+            "module:Class" or {"module:Class": {its keyword arguments}}, innermost first.
 
     Raises:
         UserError: an id Gymnasium does not know, an option the environment does not take, or spaces fasta2c does not.
@@ -35,7 +42,13 @@ class GymnasiumEnvs(HostEnvs):
 
     def __init__(self, env_id: EnvId, num_envs: int, *, seeds: list[int], options: dict[str, Any]) -> None:
         registered = _find(env_id.backend_id)
-        _check_options(env_id.backend_id, registered, options)
+        own = {key: value for key, value in options.items() if key not in _VECTOR_OPTIONS}
+        _check_options(env_id.backend_id, registered, own)
+        mode = options.get("vectorization_mode", "sync")
+        if mode not in ("sync", "async"):
+            raise UserError(f"env_kwargs.vectorization_mode: {mode!r} is not one of sync, async.")
+        wrappers = _wrappers(options.get("wrappers", []))
+        self.in_turn = mode == "sync"
         self.num_envs = num_envs
         self.seeds = seeds
         self.options = dict(options)
@@ -45,9 +58,10 @@ class GymnasiumEnvs(HostEnvs):
                 self._envs = gymnasium.make_vec(
                     env_id.backend_id,
                     num_envs=num_envs,
-                    vectorization_mode="sync",
+                    vectorization_mode=mode,
                     vector_kwargs={"autoreset_mode": AutoresetMode.NEXT_STEP},
-                    **options,
+                    wrappers=wrappers,
+                    **own,
                 )
             except Exception as error:  # the environment's own constructor can raise anything
                 reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -58,7 +72,7 @@ class GymnasiumEnvs(HostEnvs):
         self._layout = self.spec.frames
         self._action_dtype = np.dtype(self.action_space.dtype)
         self._previous_done = np.zeros(num_envs, dtype=np.bool_)
-        self._sent: NDArray[Any] = np.zeros(num_envs, dtype=self._action_dtype)
+        self._sent: NDArray[Any] | None = None
 
     def reset(self) -> NDArray[Any]:
         """Start every episode anew, from the seeds the first time; returns the first observations [E, ...]."""
@@ -67,22 +81,29 @@ class GymnasiumEnvs(HostEnvs):
         return self._packed(observations)
 
     def send(self, actions: NDArray[Any]) -> None:
-        """Keep `actions` [E, *shape of one] for `receive`: these environments step while the caller waits."""
-        self._sent = actions.astype(self._action_dtype)
+        """Send `actions` [E, *shape of one] to other processes; in this one they are kept until `receive`."""
+        taken = actions.astype(self._action_dtype)
+        if isinstance(self._envs, AsyncVectorEnv):
+            self._envs.step_async(taken)
+        else:
+            self._sent = taken
 
     def receive(self) -> Row:
-        """Step every environment with the actions that were sent."""
-        observations, rewards, terminated, truncated, _ = self._envs.step(self._sent)
-        rewards = np.asarray(rewards, dtype=np.float32)
+        """What the actions that were sent brought."""
+        if isinstance(self._envs, AsyncVectorEnv):
+            observations, rewards, terminated, truncated, _ = self._envs.step_wait()
+        else:
+            observations, rewards, terminated, truncated, _ = self._envs.step(self._sent)
+        paid = np.asarray(rewards, dtype=np.float32)
         done = terminated | truncated
         row = Row(
             observations=self._packed(observations),
-            rewards=rewards,
+            rewards=paid,
             terminated=terminated,
             truncated=truncated,
             valid=~self._previous_done,
             first=self._previous_done,
-            scores=rewards,
+            scores=paid,
             game_over=done,
         )
         self._previous_done = done
@@ -112,6 +133,26 @@ def _find(backend_id: str) -> gymnasium.envs.registration.EnvSpec:
         raise UserError(f"gymnasium:{backend_id}: importing {module} failed: {type(error).__name__}: {error}") from None
 
 
+def _wrappers(listed: Any) -> list[Callable[[gymnasium.Env[Any, Any]], gymnasium.Wrapper[Any, Any, Any, Any]]]:
+    """The wrappers named in an option; raises `UserError` for one that cannot be had."""
+    where = "env_kwargs.wrappers"
+    example = """["gymnasium.wrappers:TimeAwareObservation", {"gymnasium.wrappers:ClipReward": {"max_reward": 1}}]"""
+    if not isinstance(listed, list):
+        raise UserError(f"{where}: expected a list such as {example}.")
+    found: list[Any] = []
+    for item in listed:
+        named = {item: {}} if isinstance(item, str) else item
+        if not isinstance(named, dict) or len(named) != 1 or not all(isinstance(v, dict) for v in named.values()):
+            raise UserError(f"{where}: {item!r} is no wrapper; write a list such as {example}.")
+        (name, arguments), *_ = named.items()
+        module, colon, attribute = name.rpartition(":")
+        try:
+            found.append(functools.partial(getattr(importlib.import_module(module), attribute), **arguments))
+        except Exception as error:  # the user's module can raise anything while it is imported
+            raise UserError(f"{where}: {name!r} cannot be imported ({error}); write module:Class.") from None
+    return found
+
+
 def _check_options(backend_id: str, registered: gymnasium.envs.registration.EnvSpec, options: dict[str, Any]) -> None:
     entry: Any = registered.entry_point
     if isinstance(entry, str):
@@ -125,7 +166,7 @@ def _check_options(backend_id: str, registered: gymnasium.envs.registration.EnvS
     parameters = inspect.signature(entry).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
-    known = {*parameters, *_MAKE_OPTIONS}
+    known = {*parameters, *_MAKE_OPTIONS, *_VECTOR_OPTIONS}
     for key in options:
         if key not in known:
             hint = did_you_mean(key, known) or f" It takes {', '.join(sorted(known))}."

@@ -113,3 +113,45 @@ def test_other_spaces_are_taken(env_id):
     alone.action_space.seed(0)
     actions = alone.action_space.sample()
     assert np.allclose(envs.step(actions).rewards, alone.step(actions)[1])
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_in_this_process_or_in_others_the_rows_are_the_same(mode):
+    envs = make("CartPole-v1", 3, vectorization_mode=mode, max_episode_steps=12)
+    plain = make("CartPole-v1", 3, max_episode_steps=12)
+    assert envs.in_turn is (mode == "sync") and plain.in_turn
+    assert np.array_equal(envs.reset(), plain.reset())
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        actions = rng.integers(0, 2, 3)
+        envs.send(actions)
+        row = envs.receive()
+        for name, expected in plain.step(actions)._asdict().items():
+            assert np.array_equal(getattr(row, name), expected), name
+    envs.close()
+    plain.close()
+
+
+def test_wrappers_are_laid_over_the_environment():
+    time_aware = "gymnasium.wrappers:TimeAwareObservation"
+    clipped = {"gymnasium.wrappers:ClipReward": {"min_reward": 0, "max_reward": 0.25}}
+    envs = make("CartPole-v1", 2, wrappers=[time_aware, clipped])
+    assert envs.reset().shape == (2, 5)
+    assert envs.step(np.zeros(2, int)).rewards.tolist() == [0.25, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vectorization_mode": "threads"}, "not one of sync, async"),
+        ({"wrappers": "gymnasium.wrappers:ClipReward"}, "expected a list"),
+        ({"wrappers": [{"a": 1}]}, "is no wrapper"),
+        ({"wrappers": ["nowhere:Nothing"]}, "cannot be imported"),
+        ({"wrappers": ["gymnasium.wrappers:Nothing"]}, "cannot be imported"),
+        ({"wrappers": ["NoModule"]}, "cannot be imported"),
+        ({"wrappers": [{"gymnasium.wrappers:ClipReward": {"nope": 1}}]}, "cannot be made"),
+    ],
+)
+def test_mistakes_with_wrappers_are_told_in_words(options, message):
+    with pytest.raises(UserError, match=message):
+        make("CartPole-v1", **options)
