@@ -25,6 +25,8 @@ from fasta2c.flags import Given, errors_named, parse, scan
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code (DESIGN section 5); only a bug raises."""
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)  # a module of the user's is found where they are, as `python -m` would
     try:
         try:
             _dispatch(list(sys.argv[1:] if argv is None else argv))

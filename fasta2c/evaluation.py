@@ -84,8 +84,11 @@ def make_eval_envs(config: TrainConfig, num_envs: int, device: torch.device, see
     """The run's environments without what only training wants (clipped rewards, lives as ends), freshly seeded."""
     options = {k: v for k, v in config.env_kwargs.items() if k not in TRAINING_ONLY}
     seeds = spread_seeds(config.seed if seed is None else seed, num_envs, stream=_SEED_STREAM)
-    host = make_host_envs(resolve(config.env), num_envs, seeds=seeds, options=options, num_threads=config.env_threads)
-    return VectorEnvs(host, device)
+    threads = config.env_threads
+    made = make_host_envs(
+        resolve(config.env), num_envs, seeds=seeds, options=options, num_threads=threads, device=device
+    )
+    return VectorEnvs(made, device)
 
 
 def play(

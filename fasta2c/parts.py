@@ -13,6 +13,7 @@ from fasta2c.config import TrainConfig
 from fasta2c.envs.base import HostEnvs, spread_seeds
 from fasta2c.envs.ids import resolve
 from fasta2c.envs.make import look_up_spec, make_env_groups
+from fasta2c.envs.torch import TorchEnvs
 from fasta2c.graphs import Graphs
 from fasta2c.learning.learner import Learner
 from fasta2c.learning.optim import build_optimizer
@@ -30,7 +31,7 @@ from fasta2c.timing import PhaseTimer
 class Parts:
     """One run's moving parts; `learner.update(collector.collect(), progress)` is the whole of its loop."""
 
-    envs: Sequence[HostEnvs]
+    envs: Sequence[HostEnvs | TorchEnvs]
     """In groups that take turns."""
     model: ActorCritic
     optimizer: torch.optim.Optimizer
@@ -45,7 +46,7 @@ class Parts:
     """What the user should know of how they were put together."""
 
 
-def make_envs(config: TrainConfig, device: torch.device, *, stream: int = 0) -> list[HostEnvs]:
+def make_envs(config: TrainConfig, device: torch.device, *, stream: int = 0) -> list[HostEnvs | TorchEnvs]:
     """The environments of a run of `config` (its preset filled in), in groups that take turns.
 
     Args:
@@ -61,8 +62,8 @@ def make_envs(config: TrainConfig, device: torch.device, *, stream: int = 0) -> 
     env_id = resolve(config.env)
     if config.env_groups != "auto":
         groups = config.env_groups
-    elif env_id.backend == "gymnasium":
-        groups = 1  # these step while they are waited for
+    elif env_id.backend != "envpool":
+        groups = 1  # these step while they are waited for, or on the device
     else:
         convolutional = is_convolutional(config.encoder, look_up_spec(env_id, config.env_kwargs).leaves)
         groups = accel.env_groups(config.num_envs, device, convolutional=convolutional)
@@ -73,10 +74,11 @@ def make_envs(config: TrainConfig, device: torch.device, *, stream: int = 0) -> 
         seeds=spread_seeds(config.seed, config.num_envs, stream=stream),
         options=config.env_kwargs,
         num_threads=config.env_threads,
+        device=device,
     )
 
 
-def assemble(config: TrainConfig, envs: Sequence[HostEnvs], device: torch.device) -> Parts:
+def assemble(config: TrainConfig, envs: Sequence[HostEnvs | TorchEnvs], device: torch.device) -> Parts:
     """The parts of a run of `config` (its preset filled in) over groups of `envs`, fresh parameters on `device`."""
     spec, num_envs = envs[0].spec, sum(group.num_envs for group in envs)
     accel.prepare_training(device)

@@ -132,9 +132,7 @@ class Policy:
                 shape = ", ".join(map(str, ("B", *leaf.shape)))
                 raise ValueError(f"expected {name} of shape [{shape}], got {list(tensor.shape)}")
             arrays.append(tensor)
-        if not self._layout.packed:
-            return arrays[0]
-        return torch.from_numpy(self._layout.pack([tensor.cpu().numpy() for tensor in arrays]))
+        return self._layout.pack_tensors(arrays)
 
 
 def load_policy(path: str | Path, *, checkpoint_name: str = "latest", device: str = "auto", seed: int = 0) -> Policy:

@@ -218,6 +218,17 @@ class Layout:
                 rows[:, span].view(leaf.dtype)[...] = np.asarray(array).reshape(len(rows), leaf.size)
         return rows
 
+    def pack_tensors(self, leaves: Sequence[Tensor]) -> Tensor:
+        """What `pack` does, of tensors on one device."""
+        typed = [x.to(getattr(torch, leaf.dtype)) for leaf, x in zip(self.leaves, leaves, strict=True)]
+        if not self.packed:
+            return typed[0].reshape(-1, *self.shape)
+        rows = torch.zeros((len(typed[0]), *self.shape), dtype=torch.uint8, device=typed[0].device)
+        for leaf, span, tensor in zip(self.leaves, self._spans, typed, strict=True):
+            if leaf.size:
+                rows[:, span] = tensor.reshape(len(rows), leaf.size).contiguous().view(torch.uint8)
+        return rows
+
     def unpack(self, packed: Tensor) -> list[Tensor]:
         """The leaves [B, ...] of packed observations [B, *shape]."""
         if not self.packed:

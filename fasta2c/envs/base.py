@@ -49,6 +49,8 @@ class HostEnvs(Protocol):
     spec: EnvSpec
     action_space: gymnasium.Space[Any]
     """Of one environment, as the backend declares it."""
+    on_device: bool = False
+    """Whether actions and rows are tensors on the network's device (`TorchEnvs`), rather than arrays."""
     in_turn: bool
     """Whether they step one after another, while the caller waits in `receive`."""
     num_envs: int

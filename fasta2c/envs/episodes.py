@@ -6,8 +6,7 @@ from collections import deque
 from typing import Any
 
 import numpy as np
-
-from fasta2c.envs.base import Row
+from numpy.typing import NDArray
 
 
 class EpisodeStatistics:
@@ -27,16 +26,22 @@ class EpisodeStatistics:
         self.count = 0
         """Games finished so far."""
 
-    def update(self, row: Row, envs: slice = slice(None)) -> list[tuple[int, float, int]]:
-        """Take in one row of the environments `envs`.
+    def update(
+        self,
+        valid: NDArray[np.bool_],
+        scores: NDArray[np.float32],
+        game_over: NDArray[np.bool_],
+        envs: slice = slice(None),
+    ) -> list[tuple[int, float, int]]:
+        """Take in these fields of one row of the environments `envs`.
 
         Returns:
             (environment, return, length in env steps) of each game that ended on it.
         """
         returns, lengths = self._returns[envs], self._lengths[envs]
-        returns += np.where(row.valid, row.scores, 0.0)
-        lengths += row.valid
-        (ended,) = np.nonzero(row.game_over & row.valid)
+        returns += np.where(valid, scores, 0.0)
+        lengths += valid
+        (ended,) = np.nonzero(game_over & valid)
         if not len(ended):
             return []
         first = envs.start or 0

@@ -37,9 +37,9 @@ _VERSION = re.compile(r"-v(\d+)$")
 class EnvId:
     """A resolved environment id."""
 
-    backend: Literal["envpool", "gymnasium"]
+    backend: Literal["envpool", "gymnasium", "torch"]
     family: str
-    """One of `FAMILIES`' values, or "Gymnasium"."""
+    """One of `FAMILIES`' values, "Gymnasium" or "Torch"."""
     name: str
     """The id without prefix and version: what presets are named by."""
     backend_id: str
@@ -48,7 +48,7 @@ class EnvId:
 
 def resolve(env_id: str) -> EnvId:
     """What `env_id` stands for: `Family/Name` (case ignored, the newest version unless one is given), an EnvPool id,
-    `gymnasium:ID` or `gymnasium:module:ID`.
+    `gymnasium:ID`, `gymnasium:module:ID` or `torch:module:Class`.
 
     Raises:
         UserError: no such environment; the nearest ids are named.
@@ -58,6 +58,11 @@ def resolve(env_id: str) -> EnvId:
         if not rest.strip():
             raise UserError(f"env: {env_id!r} names no environment; write gymnasium:ID or gymnasium:module:ID.")
         return EnvId("gymnasium", "Gymnasium", _VERSION.sub("", rest.rpartition(":")[2]), rest)
+    if colon and scheme.lower() == "torch":
+        module, _, name = rest.rpartition(":")
+        if not (module.strip() and name.isidentifier()):
+            raise UserError(f"env: {env_id!r} names no class; write torch:module:Class.")
+        return EnvId("torch", "Torch", name, rest)
     families = registered()
     for family, ids in families.items():
         if env_id in ids:

@@ -14,8 +14,10 @@ from fasta2c.envs.base import HostEnvs, spread_seeds
 from fasta2c.envs.frames import FrameWindow
 from fasta2c.envs.gymnasium import GymnasiumEnvs
 from fasta2c.envs.ids import EnvId, resolve
+from fasta2c.envs.torch import TorchEnvs
 from fasta2c.spaces import EnvSpec, observation_space
 
+CPU = torch.device("cpu")
 # A tensor, or dicts of them as the observation space nests them.
 Observations = Any
 # What presets switch on for training, and evaluation switches off: it plays whole games for their own score.
@@ -23,9 +25,17 @@ TRAINING_ONLY = ("reward_clip", "episodic_life", "zero_discount_on_life_loss")
 
 
 def make_host_envs(
-    env_id: EnvId, num_envs: int, *, seeds: list[int], options: dict[str, Any], num_threads: int = 0
-) -> HostEnvs:
-    """The environments of `env_id` on the host; raises `UserError` as the backends say."""
+    env_id: EnvId,
+    num_envs: int,
+    *,
+    seeds: list[int],
+    options: dict[str, Any],
+    num_threads: int = 0,
+    device: torch.device = CPU,
+) -> HostEnvs | TorchEnvs:
+    """The environments of `env_id`, any tensors of theirs on `device`; raises `UserError` as the backends say."""
+    if env_id.backend == "torch":
+        return TorchEnvs(env_id, num_envs, seeds=seeds, options=options, device=device)
     if env_id.backend == "gymnasium":
         return GymnasiumEnvs(env_id, num_envs, seeds=seeds, options=options)
     return envpool.EnvPoolEnvs(env_id, num_envs, seeds=seeds, options=options, num_threads=num_threads)
@@ -35,7 +45,7 @@ def look_up_spec(env_id: EnvId, options: dict[str, Any]) -> EnvSpec:
     """What `env_id` observes and takes; raises `UserError` as the backends say."""
     if env_id.backend == "envpool":
         return envpool.look_up_spec(env_id, options)
-    envs = make_host_envs(env_id, 1, seeds=[0], options=options, num_threads=1)
+    envs = make_host_envs(env_id, 1, seeds=[0], options=options)
     try:
         return envs.spec
     finally:
@@ -43,8 +53,15 @@ def look_up_spec(env_id: EnvId, options: dict[str, Any]) -> EnvSpec:
 
 
 def make_env_groups(
-    env_id: EnvId, num_envs: int, *, groups: int, seeds: list[int], options: dict[str, Any], num_threads: int = 0
-) -> list[HostEnvs]:
+    env_id: EnvId,
+    num_envs: int,
+    *,
+    groups: int,
+    seeds: list[int],
+    options: dict[str, Any],
+    num_threads: int = 0,
+    device: torch.device = CPU,
+) -> list[HostEnvs | TorchEnvs]:
     """The environments of `env_id` in `groups` parts of nearly equal size, each stepped by itself.
 
     Environment i has the i-th seed whatever the parts. They share `num_threads` threads, rounded up (0: as many as
@@ -54,11 +71,13 @@ def make_env_groups(
         UserError: as the backends say.
     """
     threads = -(-(num_threads or accel.cores()) // groups)
-    made: list[HostEnvs] = []
+    made: list[HostEnvs | TorchEnvs] = []
     try:
         for part in np.array_split(np.arange(num_envs), min(groups, num_envs)):
             own = seeds[part[0] : part[-1] + 1]
-            made.append(make_host_envs(env_id, len(own), seeds=own, options=options, num_threads=threads))
+            made.append(
+                make_host_envs(env_id, len(own), seeds=own, options=options, num_threads=threads, device=device)
+            )
     except BaseException:
         for envs in made:
             envs.close()
@@ -80,7 +99,8 @@ def make_envs(env_id: str, num_envs: int, *, seed: int, device: str = "cpu", **o
         UserError: an unknown environment or option, or spaces fasta2c does not take.
     """
     seeds = spread_seeds(seed, num_envs)
-    return VectorEnvs(make_host_envs(resolve(env_id), num_envs, seeds=seeds, options=options), torch.device(device))
+    target = torch.device(device)
+    return VectorEnvs(make_host_envs(resolve(env_id), num_envs, seeds=seeds, options=options, device=target), target)
 
 
 class VectorEnvs:
@@ -90,7 +110,7 @@ class VectorEnvs:
     next episode; `infos["valid"]` is False on such a row.
     """
 
-    def __init__(self, envs: HostEnvs, device: torch.device) -> None:
+    def __init__(self, envs: HostEnvs | TorchEnvs, device: torch.device) -> None:
         self._envs = envs
         self._device = device
         self._window: FrameWindow | None = None
@@ -108,7 +128,7 @@ class VectorEnvs:
         self._window = FrameWindow(
             self.num_envs, frames.shape, self.spec.stack, dtype=getattr(torch, frames.dtype), device=self._device
         )
-        return self._push(self._envs.reset(), np.ones(self.num_envs, np.bool_))
+        return self._push(self._envs.reset(), torch.ones(self.num_envs, dtype=torch.bool))
 
     def step(self, actions: Tensor) -> tuple[Observations, Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """Step with `actions` [E, *shape of one], as `action_space` has them.
@@ -120,7 +140,7 @@ class VectorEnvs:
         """
         if self._window is None:
             raise RuntimeError("reset() must be called before the first step.")
-        row = self._envs.step(actions.cpu().numpy())
+        row: Any = self._envs.step(actions if self._envs.on_device else actions.cpu().numpy())  # type: ignore[arg-type]
         observations = self._push(row.observations, row.first)
         infos = {"valid": row.valid, "score": row.scores, "game_over": row.game_over, "opens": row.first}
         return (
@@ -135,10 +155,10 @@ class VectorEnvs:
         """Give the environments back."""
         self._envs.close()
 
-    def _push(self, frames: np.ndarray[Any, Any], first: np.ndarray[Any, Any]) -> Observations:
+    def _push(self, frames: Any, first: Any) -> Observations:
         assert self._window is not None
         packed = self._window.push(self._tensor(frames), self._tensor(first))
         return self._layout.nest(self._layout.unpack(packed))
 
-    def _tensor(self, array: np.ndarray[Any, Any]) -> Tensor:
-        return torch.from_numpy(array).to(self._device)
+    def _tensor(self, array: Any) -> Tensor:
+        return torch.as_tensor(array).to(self._device)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fasta2c.envs.base import Row
 from fasta2c.envs.frames import stack_frames
+from fasta2c.envs.torch import TensorRow
 from fasta2c.spaces import Choices, EnvSpec
 
 Chunk = tuple[slice, slice]
@@ -91,9 +92,9 @@ class RolloutBuffer:
         self.forwards: list[Forward] = []
         """The forward passes that acted, with their graphs, if the collector keeps them; the learner takes them."""
 
-    def start(self, frames: NDArray[Any], envs: slice) -> None:
+    def start(self, frames: NDArray[Any] | Tensor, envs: slice) -> None:
         """Take the `frames` of `envs`, each opening a game, as what the first `carry_over` brings to the front."""
-        self.frames[-1, envs] = torch.from_numpy(frames).to(self.frames.device)
+        self.frames[-1, envs] = torch.as_tensor(frames).to(self.frames.device)
         self.fills[-1, envs] = True
 
     def store(self, t: int, envs: slice, row: Row) -> None:
@@ -108,6 +109,13 @@ class RolloutBuffer:
             else:
                 mirror.array[0, envs] = value
                 mirror.device[at, envs].copy_(mirror.host[0, envs], non_blocking=True)
+
+    def store_tensors(self, t: int, envs: slice, row: TensorRow) -> None:
+        """Keep what row t brought for `envs`, on the device already."""
+        for mirror, value in zip(self._returned, (row.rewards, row.terminated, row.truncated, row.valid), strict=True):
+            mirror.device[t, envs] = value
+        for mirror, value in zip(self._frames, (row.observations, row.first), strict=True):
+            mirror.device[self.stack + t, envs] = value
 
     def upload(self) -> None:
         """Bring the rewards and flags of all rows to the device."""

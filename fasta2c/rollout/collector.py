@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fasta2c import accel
-from fasta2c.envs.base import HostEnvs
+from fasta2c.envs.base import HostEnvs, Row
 from fasta2c.envs.episodes import EpisodeStatistics
+from fasta2c.envs.torch import TensorRow, TorchEnvs
 from fasta2c.graphs import Graphs
 from fasta2c.models.distributions import Distribution
 from fasta2c.rollout.buffer import Forward, RolloutBuffer, Unroll, env_slices
@@ -48,7 +51,7 @@ class Collector:
 
     def __init__(
         self,
-        groups: Sequence[HostEnvs],
+        groups: Sequence[HostEnvs | TorchEnvs],
         model: nn.Module,
         distribution: Distribution,
         buffer: RolloutBuffer,
@@ -72,7 +75,10 @@ class Collector:
         self._timer = timer
         self._keep_graph = keep_graph
         taken = distribution.env_actions(buffer.actions_TE[0])
-        self._downloads = [accel.Download(taken[: envs.num_envs]) for envs in groups]
+        self._downloads: list[Callable[[Tensor], Any]] = [
+            (lambda actions: actions) if envs.on_device else accel.Download(taken[: envs.num_envs]) for envs in groups
+        ]
+        self._on_device: list[tuple[TensorRow, slice]] = []
         ends = np.cumsum([envs.num_envs for envs in groups])
         self._groups = [
             (envs, slice(int(end) - envs.num_envs, int(end))) for envs, end in zip(groups, ends, strict=True)
@@ -110,16 +116,37 @@ class Collector:
             if self._policy is None:
                 with timer("act"):
                     value_last()
-        buffer.upload()
+        if self._on_device:
+            self._count_on_device()
+        else:
+            buffer.upload()
         return buffer
 
-    def _receive(self, t: int, envs: HostEnvs, columns: slice) -> None:
+    def _receive(self, t: int, envs: HostEnvs | TorchEnvs, columns: slice) -> None:
         with self._timer("env"):
             row = envs.receive()
         with self._timer("copy"):
-            self._buffer.store(t, columns, row)
-        self.env_steps += int(np.count_nonzero(row.valid))
-        self.episodes.update(row, columns)
+            if isinstance(row, TensorRow):
+                self._buffer.store_tensors(t, columns, row)
+                self._on_device.append((row, columns))
+            else:
+                self._buffer.store(t, columns, row)
+        if isinstance(row, Row):
+            self._count(row.valid, row.scores, row.game_over, columns)
+
+    def _count(self, valid: NDArray[Any], scores: NDArray[Any], game_over: NDArray[Any], columns: slice) -> None:
+        self.env_steps += int(np.count_nonzero(valid))
+        self.episodes.update(valid, scores, game_over, columns)
+
+    def _count_on_device(self) -> None:
+        """Count the rollout's rows, brought to the host together: the one wait for the device in a rollout."""
+        with self._timer("copy"):
+            for columns in dict.fromkeys((c.start, c.stop) for _, c in self._on_device):
+                rows = [row for row, c in self._on_device if (c.start, c.stop) == columns]
+                told = (torch.stack([getattr(row, name) for row in rows]) for name in ("valid", "scores", "game_over"))
+                for valid, scores, game_over in zip(*(x.cpu().numpy() for x in told), strict=True):
+                    self._count(valid, scores, game_over, slice(*columns))
+        self._on_device.clear()
 
     def _act(self, t: int, columns: slice) -> Tensor:
         """Choose and keep the actions of row t; returns them as the environments take them, [G, ...]."""

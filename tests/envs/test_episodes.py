@@ -2,46 +2,42 @@
 
 import numpy as np
 
-from fasta2c.envs.base import Row
 from fasta2c.envs.episodes import EpisodeStatistics
 
 
-def row(scores, *, valid=(1, 1), game_over=(0, 0), terminated=(0, 0)):
-    flags = [np.array(f, bool) for f in (terminated, (0, 0), valid, (0, 0))]
-    return Row(
-        np.zeros(2), np.full(2, -99.0, np.float32), *flags, np.array(scores, np.float32), np.array(game_over, bool)
-    )
+def row(scores, *, valid=(1, 1), game_over=(0, 0)):
+    return np.array(valid, bool), np.array(scores, np.float32), np.array(game_over, bool)
 
 
 def test_games_are_summed_over_lives_and_dummy_rows_left_out():
     statistics = EpisodeStatistics(2)
     assert statistics.mean_return is None
-    statistics.update(row([1, 10]))
-    statistics.update(row([2, 20], terminated=(1, 0)))  # a life
-    statistics.update(row([1e6, 30], valid=(0, 1), game_over=(1, 0)))  # a dummy: poisoned
-    assert statistics.update(row([4, 40], game_over=(1, 1))) == [(0, 7.0, 3), (1, 100.0, 4)]
-    statistics.update(row([8, 80], game_over=(1, 0)))
+    statistics.update(*row([1, 10]))
+    statistics.update(*row([2, 20]))  # a life, say
+    statistics.update(*row([1e6, 30], valid=(0, 1), game_over=(1, 0)))  # a dummy: poisoned
+    assert statistics.update(*row([4, 40], game_over=(1, 1))) == [(0, 7.0, 3), (1, 100.0, 4)]
+    statistics.update(*row([8, 80], game_over=(1, 0)))
     assert (statistics.count, statistics.mean_return, statistics.mean_length) == (3, 115 / 3, 8 / 3)
 
 
 def test_rows_of_some_environments_count_for_them():
     statistics = EpisodeStatistics(3)
-    statistics.update(row([1, 2]), slice(1, 3))
-    assert statistics.update(row([10, 20], game_over=(0, 1)), slice(1, 3)) == [(2, 22.0, 2)]
-    assert statistics.update(row([100, 200], game_over=(1, 1)), slice(0, 2)) == [(0, 100.0, 1), (1, 211.0, 3)]
+    statistics.update(*row([1, 2]), slice(1, 3))
+    assert statistics.update(*row([10, 20], game_over=(0, 1)), slice(1, 3)) == [(2, 22.0, 2)]
+    assert statistics.update(*row([100, 200], game_over=(1, 1)), slice(0, 2)) == [(0, 100.0, 1), (1, 211.0, 3)]
 
 
 def test_the_window_is_the_last_games():
     statistics = EpisodeStatistics(2, window=2)
     for score in (1, 2, 3):
-        statistics.update(row([score, 0], game_over=(1, 0)))
+        statistics.update(*row([score, 0], game_over=(1, 0)))
     assert statistics.mean_return == 2.5 and statistics.count == 3 and statistics.full
 
 
 def test_state_survives_and_forgets_games_under_way():
     statistics = EpisodeStatistics(2)
-    statistics.update(row([5, 7], game_over=(1, 0)))
+    statistics.update(*row([5, 7], game_over=(1, 0)))
     restored = EpisodeStatistics(2)
     restored.load_state_dict(statistics.state_dict())
-    restored.update(row([0, 1], game_over=(0, 1)))
+    restored.update(*row([0, 1], game_over=(0, 1)))
     assert (restored.count, restored.mean_return) == (2, 3.0)

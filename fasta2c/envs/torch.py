@@ -1,0 +1,130 @@
+"""A user's own batch of environments, whose tensors are on the device already: nothing crosses to the host.
+
+What such a class must have, for E environments stepped in lockstep:
+
+- `__init__(self, num_envs, *, device, seed, **options)`, `options` being `--env-kwargs`;
+- `observation_space` and `action_space`, Gymnasium's, of one environment;
+- `reset()`, which gives the first observations: a tensor [E, ...], or dicts of them as the space nests them;
+- `step(actions)`, which gives observations, rewards [E], terminated [E] and truncated [E] (bool).
+
+Ends are as everywhere here: the observation of a done row is the true last one; the next step ignores that
+environment's action, pays 0, and gives the first observation of its next episode.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, NamedTuple
+
+import gymnasium
+import torch
+from torch import Tensor
+
+from fasta2c.envs.ids import EnvId
+from fasta2c.errors import UserError
+from fasta2c.spaces import EnvSpec, spec_of
+
+
+class TensorRow(NamedTuple):
+    """A `Row` of tensors on the device, its fields the same."""
+
+    observations: Tensor
+    rewards: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    valid: Tensor
+    first: Tensor
+    scores: Tensor
+    game_over: Tensor
+
+
+class TorchEnvs:
+    """`num_envs` environments of a user's class, behind the row contract.
+
+    Args:
+        env_id: `torch:module:Class`.
+        num_envs: E.
+        seeds: the first is the seed of them all.
+        options: keyword arguments for the class.
+        device: where its tensors are.
+
+    Raises:
+        UserError: a class that cannot be had or made, lacks what it needs, or gives other shapes than its spaces say.
+    """
+
+    on_device = True
+    in_turn = False
+
+    def __init__(
+        self, env_id: EnvId, num_envs: int, *, seeds: list[int], options: dict[str, Any], device: torch.device
+    ) -> None:
+        self._name = f"torch:{env_id.backend_id}"
+        made = _class(env_id.backend_id)
+        try:
+            self._envs: Any = made(num_envs, device=device, seed=seeds[0], **options)
+        except Exception as error:  # the user's constructor can raise anything
+            raise UserError(f"{self._name}: cannot be made: {type(error).__name__}: {error}") from None
+        for name in ("observation_space", "action_space", "reset", "step"):
+            if not hasattr(self._envs, name):
+                raise UserError(f"{self._name}: has no {name}.")
+        self.action_space: gymnasium.Space[Any] = self._envs.action_space
+        self.spec: EnvSpec = spec_of(self._envs.observation_space, self.action_space, env_id=self._name)
+        self.num_envs = num_envs
+        self.seeds = seeds
+        self.options = dict(options)
+        self._layout = self.spec.frames
+        self._device = device
+        self._previous_done = torch.zeros(num_envs, dtype=torch.bool, device=device)
+        self._actions: Tensor | None = None
+
+    def reset(self) -> Tensor:
+        """Start every episode anew; returns the first observations [E, ...]."""
+        self._previous_done = torch.zeros_like(self._previous_done)
+        return self._packed(self._envs.reset())
+
+    def send(self, actions: Tensor) -> None:
+        """Keep `actions` [E, *shape of one] for `receive`."""
+        self._actions = actions
+
+    def receive(self) -> TensorRow:
+        """Step with the actions that were sent."""
+        observations, rewards, terminated, truncated, *_ = self._envs.step(self._actions)
+        for name, flags in (("terminated", terminated), ("truncated", truncated), ("rewards", rewards)):
+            if not isinstance(flags, Tensor) or flags.shape != self._previous_done.shape:
+                raise UserError(f"{self._name}: step must give {name} as a tensor of shape [{self.num_envs}].")
+        terminated, truncated, rewards = terminated.bool(), truncated.bool(), rewards.float()
+        done = terminated | truncated
+        previous, self._previous_done = self._previous_done, done
+        packed = self._packed(observations)
+        return TensorRow(packed, rewards, terminated, truncated, ~previous, previous, rewards, done)
+
+    def step(self, actions: Tensor) -> TensorRow:
+        """Step every environment with `actions`."""
+        self.send(actions)
+        return self.receive()
+
+    def close(self) -> None:
+        """Tell the class, if it wants to know."""
+        if hasattr(self._envs, "close"):
+            self._envs.close()
+
+    def _packed(self, observations: Any) -> Tensor:
+        try:
+            leaves = self._layout.flatten(observations)
+        except ValueError as error:
+            raise UserError(f"{self._name}: {error}.") from None
+        for leaf, tensor in zip(self._layout.leaves, leaves, strict=True):
+            if not isinstance(tensor, Tensor) or tuple(tensor.shape) != (self.num_envs, *leaf.shape):
+                found = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise UserError(f"{self._name}: its space says {leaf} for each environment, it gave {found} for all.")
+        return self._layout.pack_tensors(leaves)
+
+
+def _class(backend_id: str) -> Any:
+    module, _, name = backend_id.rpartition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except AttributeError:
+        raise UserError(f"torch:{backend_id}: the module {module} has no {name!r}.") from None
+    except Exception as error:  # the user's module can raise anything while it is imported
+        raise UserError(f"torch:{backend_id}: importing {module} failed: {type(error).__name__}: {error}") from None

@@ -1,0 +1,156 @@
+"""A user's own environments as tensors: the same rows as on the host, counted together, mistakes told in words."""
+
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Dict, Discrete
+
+from fasta2c import TrainConfig, evaluate, make_envs, train
+from fasta2c.envs.ids import resolve
+from fasta2c.envs.torch import TorchEnvs
+from fasta2c.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+class Counter:
+    """Environment e observes how many steps its episode has, ends after e + 1 of them; cut after 3."""
+
+    observation_space = Dict({"steps": Box(0, 99, (1,)), "parity": Discrete(2)})
+    action_space = Discrete(2, start=5)
+
+    def __init__(self, num_envs, *, device, seed, cut=3):
+        self.lengths, self.cut = torch.arange(num_envs, device=device) + 1, cut
+        self.steps = torch.zeros_like(self.lengths)
+        self.over = torch.zeros_like(self.lengths, dtype=torch.bool)
+
+    def observe(self):
+        return {"steps": self.steps.unsqueeze(1).double(), "parity": self.steps % 2}
+
+    def reset(self):
+        self.steps.zero_()
+        self.over.zero_()
+        return self.observe()
+
+    def step(self, actions):
+        assert ((actions == 5) | (actions == 6)).all()
+        rewards = torch.where(self.over, 0.0, actions.double())
+        self.steps = torch.where(self.over, 0, self.steps + 1)
+        terminated = ~self.over & (self.steps == self.lengths)
+        truncated = ~self.over & ~terminated & (self.steps == self.cut)
+        self.over = terminated | truncated
+        return self.observe(), rewards, terminated, truncated
+
+
+class Wrong(Counter):
+    """Gives one thing of the wrong shape."""
+
+    def __init__(self, num_envs, *, device, seed, wrong=""):
+        super().__init__(num_envs, device=device, seed=seed)
+        self.wrong = wrong
+
+    def step(self, actions):
+        found = list(super().step(actions))
+        if self.wrong == "observations":
+            found[0] = {"steps": found[0]["steps"][:, 0], "parity": found[0]["parity"]}
+        elif self.wrong == "missing":
+            found[0] = {"steps": found[0]["steps"]}
+        elif self.wrong == "rewards":
+            found[1] = found[1].unsqueeze(1)
+        return tuple(found)
+
+
+@pytest.fixture(autouse=True)
+def theirs(monkeypatch):
+    module = types.SimpleNamespace(Counter=Counter, Wrong=Wrong, Bare=lambda num_envs, device, seed: object())
+    monkeypatch.setitem(sys.modules, "theirs", module)
+
+
+def make(name, num_envs=4, **options):
+    return TorchEnvs(resolve(f"torch:theirs:{name}"), num_envs, seeds=[1] * num_envs, options=options, device=CPU)
+
+
+def test_rows_keep_the_contract():
+    envs = make("Counter")
+    envs.reset()
+    rows = [envs.step(torch.full((4,), 5)) for _ in range(5)]
+    assert [row.terminated.tolist() for row in rows[:3]] == [[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0]]
+    assert [row.truncated.tolist() for row in rows[:3]] == [[0] * 4, [0] * 4, [0, 0, 0, 1]]
+    assert [row.valid.tolist() for row in rows[:4]] == [[1] * 4, [0, 1, 1, 1], [1, 0, 1, 1], [0, 1, 0, 0]]
+    assert all(torch.equal(row.first, ~row.valid) and torch.equal(row.scores, row.rewards) for row in rows)
+    steps, parity = (envs.spec.layout.unpack(rows[0].observations)[i] for i in (1, 0))
+    assert (steps.tolist(), steps.dtype) == ([[1.0]] * 4, torch.float32)
+    assert parity.tolist() == [1] * 4
+
+
+def test_training_counts_what_happened(tmp_path):
+    """Four environments: the lengths of a game and its reset row give the share of valid rows."""
+    options = {"num_envs": 4, "num_steps": 12, "total_steps": 400, "run_dir": tmp_path / "run", "quiet": True}
+    run = train(TrainConfig(env="torch:theirs:Counter", **options))
+    rows = run.updates * 12
+    games = [rows // (length + 1) for length in (1, 2, 3, 3)]
+    assert run.episodes == sum(games)
+    assert run.env_steps == sum(rows - n for n in games)
+    result = evaluate(run.run_dir, episodes=8)
+    assert result.mean_length == np.mean([1, 2] + [3] * 6), "eight environments of a game each"
+
+
+def test_groups_and_the_public_environments_agree():
+    envs = make_envs("torch:theirs:Counter", 4, seed=0, cut=2)
+    assert envs.reset()["steps"].tolist() == [[0.0]] * 4
+    _, rewards, _, truncated, infos = envs.step(torch.tensor([5, 6, 5, 6]))
+    assert rewards.tolist() == [5, 6, 5, 6] and not truncated.any() and infos["valid"].all()
+    assert envs.step(torch.tensor([5, 6, 5, 6]))[3].tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("Nothing", {}, "no 'Nothing'"),
+        ("Bare", {}, "has no observation_space"),
+        ("Counter", {"nope": 1}, "cannot be made: TypeError"),
+    ],
+)
+def test_a_class_that_cannot_be_used_is_told_in_words(name, options, message):
+    with pytest.raises(UserError, match=message):
+        make(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("observations", r"its space says steps \[1\] of float32 for each environment, it gave \[4\] for all"),
+        ("missing", "'parity' is missing"),
+        ("rewards", r"rewards as a tensor of shape \[4\]"),
+    ],
+)
+def test_rows_of_the_wrong_shape_are_told_in_words(wrong, message):
+    envs = make("Wrong", wrong=wrong)
+    envs.reset()
+    with pytest.raises(UserError, match=message):
+        envs.step(torch.full((4,), 5))
+
+
+@pytest.mark.parametrize("env", ["torch:", "torch:theirs", "torch::X", "torch:no_such_module:X"])
+def test_ids_that_name_no_class(env):
+    with pytest.raises(UserError):
+        TorchEnvs(resolve(env), 2, seeds=[0], options={}, device=CPU)
+
+
+def test_the_readmes_example_learns(tmp_path, monkeypatch):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    code = next(block for block in readme.split("```python\n") if block.startswith("import gymnasium"))
+    (tmp_path / "reach.py").write_text(code.partition("```")[0], encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = TrainConfig(
+        env="torch:reach:Reach", num_envs=256, total_steps=800_000, run_dir=tmp_path / "run", quiet=True
+    )
+    run = train(config)
+    first = (run.run_dir / "metrics.csv").read_text(encoding="utf-8").splitlines()
+    column = first[0].split(",").index("episode_return_mean")
+    assert run.mean_return > 0.6 * float(first[1].split(",")[column]), "returns are below 0"
+    sys.modules.pop("reach")
