@@ -77,3 +77,35 @@ def test_without_a_gpu_the_suite_records_nothing(tmp_path):
 def test_the_suite_wants_a_folder():
     done = run("bash", BENCHMARKS / "gpu_suite.sh")
     assert done.returncode == 2 and "usage" in done.stderr
+
+
+def test_coverage_tries_one_id_of_each_family(tmp_path):
+    """None may fail; those that lack something here are refused with a reason."""
+    done = script("coverage.py", "--one", "--json", tmp_path / "out.json", "--markdown", tmp_path / "out.md")
+    assert done.returncode == 0, done.stdout + done.stderr
+    outcomes = {outcome["family"]: outcome for outcome in json.loads((tmp_path / "out.json").read_text())["outcomes"]}
+    assert len(outcomes) == 17
+    assert {family for family, outcome in outcomes.items() if outcome["status"] != "trained"} <= {"Procgen", "PGX"}
+    assert "| all | 17 |" in (tmp_path / "out.md").read_text()
+
+
+def test_coverage_blames_a_crash_on_the_id_it_happened_in(tmp_path, monkeypatch):
+    """A worker that dies costs one id; the next begins behind it."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import coverage
+
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "import os, sys, json\n"
+        "for env in sys.stdin.read().split():\n"
+        "    if env == 'bad': os.abort()\n"
+        "    print(json.dumps({'env': env, 'status': 'trained', 'detail': '', 'seconds': 0.0}), flush=True)\n"
+    )
+    monkeypatch.setattr(coverage, "__file__", str(script))
+    outcomes = list(coverage.try_all([("F", "a"), ("F", "bad"), ("F", "c")], 10))
+    assert [(o.env, o.status) for o in outcomes] == [("a", "trained"), ("bad", "failed"), ("c", "trained")]
+
+
+def test_coverage_with_a_pattern_that_matches_nothing():
+    done = script("coverage.py", "nothing*")
+    assert done.returncode == 2 and "no environment matches" in done.stderr

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# What takes too long for every change: the longer learning tasks, and an id of each pair of spaces (half an hour).
+# usage: benchmarks/nightly.sh [OUT]; the coverage's JSON and table go to the folder OUT, the working directory unless given.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+out=${1:-.}
+mkdir -p "$out"
+python=${PYTHON:-python3}
+status=0
+"$python" -m pytest -m nightly --durations=0 || status=$?
+"$python" benchmarks/coverage.py --distinct --json "$out/coverage.json" --markdown "$out/coverage.md" || status=$?
+exit "$status"

@@ -1,0 +1,40 @@
+"""Small tasks of most families, each learnt from its preset to a stated return in under five minutes on two cores.
+
+Returns are those of 100 whole games behind the last update. Those marked nightly take longer than the suite may.
+"""
+
+from typing import Any
+
+import pytest
+
+from fasta2c import TrainConfig, evaluate, train
+
+nightly = pytest.mark.nightly
+TASKS = [
+    # Random play: -500; Stable-Baselines3's A2C by RL-Zoo's benchmark: -87 behind 500,000 steps.
+    pytest.param("Classic/Acrobot", {}, -130.0, id="Acrobot"),
+    # Random: -0.6; the most: 1.
+    pytest.param("ToyText/Catch", {"total_steps": 200_000}, 0.95, id="Catch"),
+    # Random: 0.01; the best policy: 0.74.
+    pytest.param("ToyText/FrozenLake", {}, 0.6, id="FrozenLake"),
+    # Random: 0.2; the most: 0.96.
+    pytest.param("MiniGrid/Empty-5x5", {"total_steps": 100_000}, 0.85, id="MiniGrid-Empty"),
+    # Random: 5; the most: 1000.
+    pytest.param("MuJoCo/InvertedPendulum", {"total_steps": 250_000}, 900.0, id="InvertedPendulum"),
+    # Random: 350; the most: 1000.
+    pytest.param("DMC/CartpoleBalance", {"total_steps": 250_000}, 800.0, id="CartpoleBalance"),
+    # Random: -1200; RL-Zoo's A2C: -203 behind 1,000,000 steps.
+    pytest.param("Classic/Pendulum", {}, -250.0, id="Pendulum", marks=nightly),
+    # Random: -180; RL-Zoo's A2C: 156.
+    pytest.param("Box2D/LunarLander", {}, 100.0, id="LunarLander", marks=nightly),
+    # Random: 0.1 fruit.
+    pytest.param("Jumanji/Snake", {"total_steps": 1_000_000}, 5.0, id="Snake", marks=nightly),
+    pytest.param("Highway/Highway", {"total_steps": 200_000}, 20.0, id="Highway", marks=nightly),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("env", "settings", "wanted"), TASKS)
+def test_a_task_is_learnt_from_its_preset(tmp_path: Any, env: str, settings: dict[str, Any], wanted: float) -> None:
+    run = train(TrainConfig(env=env, run_dir=tmp_path / "run", quiet=True, **settings))
+    assert evaluate(run.run_dir, episodes=100).mean_return >= wanted
