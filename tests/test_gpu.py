@@ -1,5 +1,7 @@
 """The same numbers on a CUDA device as on the CPU, and whole runs there."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import env_spec
@@ -97,6 +99,36 @@ def parameters_after(updates, **settings):
             group.close()
 
 
+EVERY_KIND = [
+    pytest.param({"env": "Classic/Pendulum", "sde": True, "normalize_observations": True, "normalize_rewards": True}),
+    pytest.param({"env": "Classic/Pendulum", "action_bounds": "squash", "shared": False}),
+    pytest.param({"env": "MiniGrid/Empty-5x5", "recurrent": "gru"}),
+    pytest.param({"env": "Jumanji/BinPack", "recurrent": "lstm", "shared": False}),
+    pytest.param({"env": "Jumanji/Cleaner", "encoder": "small-cnn"}),
+    pytest.param({"env": "torch:reach:Reach"}),
+]
+
+
+@pytest.fixture
+def reach(tmp_path, monkeypatch):
+    """The README's example as a module."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    code = next(block for block in readme.split("```python\n") if block.startswith("import gymnasium"))
+    (tmp_path / "reach.py").write_text(code.partition("```")[0], encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.parametrize("settings", EVERY_KIND)
+@pytest.mark.usefixtures("reach")
+def test_recorded_graphs_of_every_kind_of_network(settings, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    recorded, recorded_metrics = parameters_after(8, precision="fp32", **settings)
+    monkeypatch.setattr(Graphs, "wrap", lambda self, work: work)
+    plain, plain_metrics = parameters_after(8, precision="fp32", **settings)
+    torch.testing.assert_close(recorded, plain, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(recorded_metrics, plain_metrics, rtol=1e-2, atol=1e-3, equal_nan=True)
+
+
 @pytest.mark.parametrize("env", ["Atari/Pong", "Classic/CartPole"])
 @pytest.mark.parametrize("optimizer", ["rmsprop", "rmsprop-tf", "adam"])
 @pytest.mark.parametrize("env_groups", [1, 2])
@@ -111,10 +143,19 @@ def test_recorded_graphs_compute_what_plain_calls_compute(env, optimizer, env_gr
     torch.testing.assert_close(recorded_metrics, plain_metrics, rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
-@pytest.mark.parametrize("env", ["Atari/Pong", "Classic/CartPole"])
-@pytest.mark.parametrize("reuse_forward", ["auto", "on"])
-def test_nothing_waits_for_the_device_but_the_actions(env, reuse_forward):
-    config = TrainConfig(env=env, device="cuda", num_envs=40, reuse_forward=reuse_forward, lr_schedule="linear")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *(
+            {"env": env, "reuse_forward": reuse}
+            for env in ("Atari/Pong", "Classic/CartPole")
+            for reuse in ("auto", "on")
+        ),
+        *(kind.values[0] for kind in EVERY_KIND if not kind.values[0]["env"].startswith("torch:")),
+    ],
+)
+def test_nothing_waits_for_the_device_but_the_actions(settings):
+    config = TrainConfig(device="cuda", num_envs=40, lr_schedule="linear", **settings)
     envs = make_groups(config, CUDA)
     try:
         parts = assemble(config, envs, CUDA)

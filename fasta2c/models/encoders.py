@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from fasta2c.config import TrainConfig
 from fasta2c.errors import UserError
-from fasta2c.models.images import NATURE_MINIMUM, ImpalaResNet, NatureCNN, SmallCNN
+from fasta2c.models.images import ImpalaResNet, NatureCNN, SmallCNN
 from fasta2c.models.layers import MLP
 from fasta2c.spaces import Layout, Leaf, observation_space
 
@@ -196,31 +196,31 @@ def choose_encoders(name: str, leaves: Sequence[Leaf]) -> list[str]:
     Raises:
         UserError: an encoder of images where there are none.
     """
-    kinds = [_kind(leaf) for leaf in leaves]
     if name == "mlp":
-        return ["flat"] * len(kinds)
+        return ["flat"] * len(leaves)
+    chosen = [_by_looks(leaf) for leaf in leaves]
     if name == "auto":
-        return [{"image": "nature-cnn", "grid": "small-cnn"}.get(kind, "flat") for kind in kinds]
-    if set(kinds) == {"flat"}:
-        # What is no image by its looks may be one to whoever asks for it.
-        kinds = ["image" if len(leaf.shape) in (2, 3) else "flat" for leaf in leaves]
-    if set(kinds) == {"flat"}:
-        raise UserError(f"encoder: {name} needs images, not {'; '.join(map(str, leaves))}.")
-    return ["flat" if kind == "flat" else name for kind in kinds]
+        return chosen
+    minimum = IMAGES[name].minimum
+    large = [len(leaf.shape) in (2, 3) and min(channels_first(leaf.shape)[1:]) >= minimum for leaf in leaves]
+    # What is no image by its looks may be one to whoever asks for it, where nothing else is.
+    asked = [fits and looks != "flat" for fits, looks in zip(large, chosen, strict=True)]
+    asked = asked if any(asked) else large
+    if not any(asked):
+        found = "; ".join(map(str, leaves))
+        raise UserError(f"encoder: {name} needs images or grids of {minimum} cells and more a side, not {found}.")
+    return [name if image else "flat" for image in asked]
 
 
-def _kind(leaf: Leaf) -> str:
-    """ "image", "grid" or "flat"."""
-    shape = leaf.shape
-    if len(shape) == 2:
-        # A single channel, if of bytes that can be anything: tables of features and matrices have two axes as well.
-        return "image" if min(shape) >= NATURE_MINIMUM and leaf.classes == 256 else "flat"
-    if len(shape) != 3:
+def _by_looks(leaf: Leaf) -> str:
+    """The encoder that suits the shape of `leaf`."""
+    if len(leaf.shape) not in (2, 3):
         return "flat"
-    channels, *sides = channels_first(shape)
-    if min(sides) >= NATURE_MINIMUM:
-        return "image"
-    return "grid" if min(sides) >= 5 and channels <= 16 else "flat"
+    channels, *sides = channels_first(leaf.shape)
+    # Of two axes only bytes that can be anything are pixels: tables of features and matrices have two as well.
+    if min(sides) >= NatureCNN.minimum and (len(leaf.shape) == 3 or leaf.classes == 256):
+        return "nature-cnn"
+    return "small-cnn" if len(leaf.shape) == 3 and min(sides) >= SmallCNN.minimum and channels <= 16 else "flat"
 
 
 def is_convolutional(name: str, leaves: Sequence[Leaf]) -> bool:

@@ -10,16 +10,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fasta2c.errors import UserError
 from fasta2c.models.layers import ScaledConv2d, orthogonal
-
-# The smallest image that NatureCNN's three convolutions leave something of.
-NATURE_MINIMUM = 36
 
 
 class _ImageEncoder(nn.Module):
     """What the encoders of images have in common."""
 
+    minimum: int
+    """Pixels a side that the convolutions leave something of."""
     features: int
 
     def _images(self, images: Tensor) -> Tensor:
@@ -40,18 +38,13 @@ class NatureCNN(_ImageEncoder):
     Args:
         size: (C, H, W) of an image; H and W at least 36.
         scale: what its numbers are multiplied by.
-
-    Raises:
-        UserError: a smaller image.
     """
+
+    minimum = 36
 
     def __init__(self, size: tuple[int, int, int], *, scale: float = 1.0) -> None:
         super().__init__()
         channels, height, width = size
-        if min(height, width) < NATURE_MINIMUM:
-            raise UserError(
-                f"encoder: nature-cnn needs images of {NATURE_MINIMUM} pixels and more, not of {height} x {width}."
-            )
         gain = math.sqrt(2)
         self.convolutions = nn.Sequential(
             orthogonal(ScaledConv2d(channels, 32, 8, stride=4, scale=scale), gain),
@@ -76,9 +69,11 @@ class ImpalaResNet(_ImageEncoder):
     """The residual network of Espeholt et al. 2018 (arXiv:1802.01561, figure 3): channels 16, 32, 32, features 256.
 
     Args:
-        size: (C, H, W) of an image.
+        size: (C, H, W) of an image; H and W at least 8.
         scale: what its numbers are multiplied by.
     """
+
+    minimum = 8
 
     def __init__(self, size: tuple[int, int, int], *, scale: float = 1.0) -> None:
         super().__init__()
@@ -124,16 +119,13 @@ class SmallCNN(_ImageEncoder):
     Args:
         size: (C, H, W) of a grid; H and W at least 5.
         scale: what its numbers are multiplied by.
-
-    Raises:
-        UserError: a smaller grid.
     """
+
+    minimum = 5
 
     def __init__(self, size: tuple[int, int, int], *, scale: float = 1.0) -> None:
         super().__init__()
         channels, height, width = size
-        if min(height, width) < 5:
-            raise UserError(f"encoder: small-cnn needs grids of 5 cells and more a side, not of {height} x {width}.")
         gain = math.sqrt(2)
         self.convolutions = nn.Sequential(
             orthogonal(ScaledConv2d(channels, 16, 3, scale=scale), gain),

@@ -105,6 +105,7 @@ def test_an_encoder_asked_for_is_used_for_every_image(name):
     assert choose_encoders(name, leaves) == [name, "flat"]
     assert choose_encoders(name, [leaf((40, 40))]) == [name], "what is no image by its looks"
     assert choose_encoders("mlp", leaves) == ["flat", "flat"]
+    assert choose_encoders(name, [leaf((3, 2)), leaf((40, 40))]) == ["flat", name], "what is too small for it"
 
 
 def test_impala_has_the_published_layers():
@@ -202,9 +203,9 @@ def test_weights_are_orthogonal_with_gain_root_two():
 
 
 def test_an_image_too_small_is_refused_in_words():
-    with pytest.raises(UserError, match="36 pixels"):
+    with pytest.raises(UserError, match="36 cells and more a side"):
         build_encoder([leaf((3, 20, 20), "uint8")], TrainConfig(encoder="nature-cnn"))
-    with pytest.raises(UserError, match="5 cells"):
+    with pytest.raises(UserError, match="5 cells and more a side"):
         build_encoder([leaf((3, 4, 20), "uint8")], TrainConfig(encoder="small-cnn"))
     with pytest.raises(UserError, match="needs images"):
         build_encoder([leaf((4,))], TrainConfig(encoder="nature-cnn"))
