@@ -1,0 +1,8 @@
+"""What environments observe and take, brought to plain values that a network can be built from."""
+
+from fasta2c.spaces.actions import Actions, Choices, Continuous
+from fasta2c.spaces.layout import Layout, observation_space
+from fasta2c.spaces.leaves import Leaf
+from fasta2c.spaces.spec import EnvSpec, spec_of
+
+__all__ = ["Actions", "Choices", "Continuous", "EnvSpec", "Layout", "Leaf", "observation_space", "spec_of"]

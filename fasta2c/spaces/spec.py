@@ -1,0 +1,70 @@
+"""What a network must know of an environment."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import gymnasium
+
+from fasta2c.spaces.actions import Actions, Choices, Continuous, action_spec, mask_of
+from fasta2c.spaces.layout import Layout
+from fasta2c.spaces.leaves import Leaf, observation_leaves
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """What a network must know of an environment; plain values, so that a checkpoint can carry it."""
+
+    frame_leaves: tuple[Leaf, ...]
+    """What one step returns."""
+    stack: int
+    """Frames stacked into one observation, along the first axis of an image; 1 where none are."""
+    actions: Actions
+
+    @property
+    def frames(self) -> Layout:
+        """How what one step returns is stored."""
+        return Layout(self.frame_leaves)
+
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        """What one observation holds, frames stacked."""
+        if self.stack == 1:
+            return self.frame_leaves
+        (frame,) = self.frame_leaves
+        stacked = (self.stack * frame.shape[0], *frame.shape[1:])
+        return (Leaf(frame.path, stacked, frame.dtype, frame.low, frame.high),)
+
+    @property
+    def layout(self) -> Layout:
+        """How an observation, frames stacked, is stored."""
+        return Layout(self.leaves)
+
+    @property
+    def mask(self) -> int | None:
+        """Which leaf says what actions are legal."""
+        return mask_of(self.frame_leaves, self.actions)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        return {
+            "leaves": [asdict(leaf) for leaf in self.frame_leaves],
+            "stack": self.stack,
+            "actions": {"kind": type(self.actions).__name__, **asdict(self.actions)},
+        }
+
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> EnvSpec:
+        """The spec that `to_plain` wrote."""
+        actions = dict(values["actions"])
+        kind = {"Choices": Choices, "Continuous": Continuous}[actions.pop("kind")]
+        return cls(tuple(Leaf(**leaf) for leaf in values["leaves"]), values["stack"], kind(**actions))
+
+
+def spec_of(
+    observations: gymnasium.Space[Any], actions: gymnasium.Space[Any], *, env_id: str, stack: int = 1
+) -> EnvSpec:
+    """The `EnvSpec` of two spaces; raises `UserError` for one that fasta2c cannot take."""
+    leaves = observation_leaves(observations, env_id)
+    return EnvSpec(leaves, stack, action_spec(actions, leaves, env_id))
