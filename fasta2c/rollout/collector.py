@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fasta2c import accel
-from fasta2c.envs.base import HostEnvs, Row
+from fasta2c.envs.base import HostEnvs
 from fasta2c.envs.episodes import EpisodeStatistics
 from fasta2c.envs.torch import TensorRow, TorchEnvs
 from fasta2c.graphs import Graphs
@@ -78,7 +78,7 @@ class Collector:
         self._downloads: list[Callable[[Tensor], Any]] = [
             (lambda actions: actions) if envs.on_device else accel.Download(taken[: envs.num_envs]) for envs in groups
         ]
-        self._on_device: list[tuple[TensorRow, slice]] = []
+        self._on_device = groups[0].on_device
         ends = np.cumsum([envs.num_envs for envs in groups])
         self._groups = [
             (envs, slice(int(end) - envs.num_envs, int(end))) for envs, end in zip(groups, ends, strict=True)
@@ -117,7 +117,8 @@ class Collector:
                 with timer("act"):
                     value_last()
         if self._on_device:
-            self._count_on_device()
+            with timer("copy"):
+                self._count_on_device()
         else:
             buffer.upload()
         return buffer
@@ -128,25 +129,21 @@ class Collector:
         with self._timer("copy"):
             if isinstance(row, TensorRow):
                 self._buffer.store_tensors(t, columns, row)
-                self._on_device.append((row, columns))
-            else:
-                self._buffer.store(t, columns, row)
-        if isinstance(row, Row):
-            self._count(row.valid, row.scores, row.game_over, columns)
+                return
+            self._buffer.store(t, columns, row)
+        self._count(row.valid, row.scores, row.game_over, columns)
 
     def _count(self, valid: NDArray[Any], scores: NDArray[Any], game_over: NDArray[Any], columns: slice) -> None:
         self.env_steps += int(np.count_nonzero(valid))
         self.episodes.update(valid, scores, game_over, columns)
 
     def _count_on_device(self) -> None:
-        """Count the rollout's rows, brought to the host together: the one wait for the device in a rollout."""
-        with self._timer("copy"):
-            for columns in dict.fromkeys((c.start, c.stop) for _, c in self._on_device):
-                rows = [row for row, c in self._on_device if (c.start, c.stop) == columns]
-                told = (torch.stack([getattr(row, name) for row in rows]) for name in ("valid", "scores", "game_over"))
-                for valid, scores, game_over in zip(*(x.cpu().numpy() for x in told), strict=True):
-                    self._count(valid, scores, game_over, slice(*columns))
-        self._on_device.clear()
+        """Count a rollout of rows that were never on the host: the one wait for the device there."""
+        buffer = self._buffer
+        over_TE = buffer.terminated_TE | buffer.truncated_TE
+        told = (x.cpu().numpy() for x in (buffer.valid_TE, buffer.rewards_TE, over_TE))
+        for valid, scores, game_over in zip(*told, strict=True):
+            self._count(valid, scores, game_over, slice(0, buffer.num_envs))
 
     def _act(self, t: int, columns: slice) -> Tensor:
         """Choose and keep the actions of row t; returns them as the environments take them, [G, ...]."""
