@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from fasta2c import TrainConfig
+from fasta2c import TrainConfig, evaluate, load_policy
 from fasta2c.config import read_config
 from fasta2c.errors import RunError, Stopped, UserError
 from fasta2c.learning.learner import Learner
@@ -72,6 +72,41 @@ def test_the_same_seed_gives_the_same_parameters_and_another_does_not(tmp_path):
     runs = [load(train(config(tmp_path, n, seed=s))) for n, s in (("a", 3), ("b", 3), ("c", 4))]
     assert runs[0]["update"] >= 40
     assert same_parameters(runs[0], runs[1]) and not same_parameters(runs[0], runs[2])
+
+
+EVERY_KIND = [
+    {"env": "Classic/Pendulum"},  # by its preset: state-dependent exploration, everything normalised
+    {"env": "Classic/Pendulum", "sde": False, "action_bounds": "squash", "recurrent": "gru", "shared": True},
+    {"env": "MiniGrid/Empty-5x5", "recurrent": "lstm"},
+    {"env": "Jumanji/Minesweeper"},
+    {"env": "Jumanji/Connector", "recurrent": "lstm", "shared": False},
+    {"env": "gymnasium:Blackjack-v1"},
+]
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND, ids=lambda kind: "-".join(map(str, kind.values())))
+def test_a_run_of_every_kind_is_reproducible_and_resumes(tmp_path, kind):
+    small = {**kind, "total_steps": 1500}
+    first, second = (load(train(config(tmp_path, name, **small))) for name in "ab")
+    assert same_parameters(first, second)
+    built = Trainer(TrainConfig(), tmp_path / "a")
+    restored = built._state()
+    built.close()
+    assert same_parameters(first, restored)
+    for key, value in first["reward_scaler"].items():
+        assert torch.equal(value, restored["reward_scaler"][key])
+    assert train(TrainConfig(total_steps=2500, quiet=True), resume=tmp_path / "a").env_steps >= 2500
+
+
+def test_evaluation_leaves_the_statistics_as_they_were(tmp_path):
+    run = train(config(tmp_path, env="Classic/Pendulum", total_steps=1500, eval_interval=2, eval_episodes=1))
+    count = load(run)["model"]["moments.count"].item()
+    assert count == run.updates * 64, "each observation acted on, once"
+    policy = load_policy(run.run_dir)
+    before = {key: value.clone() for key, value in policy.model.state_dict().items()}
+    policy.act(torch.randn(3, 3))
+    evaluate(run.run_dir, episodes=2)
+    assert all(torch.equal(before[key], value) for key, value in policy.model.state_dict().items())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

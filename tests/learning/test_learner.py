@@ -8,8 +8,11 @@ from helpers import env_spec
 
 from fasta2c.config import TrainConfig
 from fasta2c.graphs import Graphs
+from fasta2c.learning.advantages import gae
 from fasta2c.learning.learner import METRICS, Learner, explained_variance
+from fasta2c.learning.loss import loss_sums
 from fasta2c.learning.optim import build_optimizer
+from fasta2c.learning.rewards import RewardScaler
 from fasta2c.models.actor_critic import ActorCritic
 from fasta2c.rollout.buffer import RolloutBuffer
 
@@ -34,7 +37,17 @@ def learner(samples=1024, **config):
     model = ActorCritic(SPEC, settings)
     optimizer = build_optimizer(model, settings)
     graphs = Graphs(torch.device("cpu"))
-    return model, Learner(model, optimizer, settings, forward=model, samples=samples, threads=1, graphs=graphs)
+    scaler = RewardScaler(E, settings.gamma) if settings.normalize_rewards else None
+    return model, Learner(
+        model,
+        optimizer,
+        settings,
+        forward=model,
+        samples=samples,
+        threads=1,
+        graphs=graphs,
+        reward_scaler=scaler,
+    )
 
 
 def parameters_after(buffer, samples=1024, **config):
@@ -58,8 +71,10 @@ def test_micro_batches_make_the_same_update(samples, normalize_advantage):
 
 @pytest.mark.parametrize("poison", [math.nan, 1e6, -1e6])
 @pytest.mark.parametrize("cause", ["terminated", "truncated"])
-@pytest.mark.parametrize("normalize_advantage", [False, True])
-def test_a_poisoned_dummy_row_moves_nothing(poison, cause, normalize_advantage):
+@pytest.mark.parametrize(
+    "normalize", [{}, {"normalize_advantage": True}, {"normalize_rewards": True, "reward_clip": 1.0}]
+)
+def test_a_poisoned_dummy_row_moves_nothing(poison, cause, normalize):
     def make(poisoned):
         buffer = rollout()
         (buffer.terminated_TE if cause == "terminated" else buffer.truncated_TE)[1, 2] = True
@@ -69,7 +84,7 @@ def test_a_poisoned_dummy_row_moves_nothing(poison, cause, normalize_advantage):
             buffer.actions_TE[2, 2] = 10**9
             if cause == "terminated":
                 buffer.values_T1E[2, 2] = poison
-        return parameters_after(buffer, ent_coef=0.1, normalize_advantage=normalize_advantage)
+        return parameters_after(buffer, ent_coef=0.1, **normalize)
 
     (clean, clean_metrics), (dirty, dirty_metrics) = make(False), make(True)
     assert torch.equal(clean, dirty) and torch.isfinite(clean).all()
@@ -131,3 +146,74 @@ def test_explained_variance_by_hand():
     # errors 0, 1, 2: variance 2/3; returns 1, 3, 5: variance 8/3
     assert explained_variance(values, returns, valid).item() == pytest.approx(1 - (2 / 3) / (8 / 3))
     assert math.isnan(explained_variance(values, torch.ones(2, 2), valid).item())
+
+
+def test_rewards_are_scaled_and_then_cut():
+    """What is learnt from rewards of 100 that are cut at 1 is what is learnt from ones."""
+    large, small = rollout(), rollout()
+    large.rewards_TE.fill_(100.0)
+    small.rewards_TE.fill_(1.0)
+    assert torch.equal(parameters_after(large, reward_clip=1.0)[0], parameters_after(small)[0])
+    scaled = parameters_after(large, normalize_rewards=True)[0]
+    by_hand = RewardScaler(E, 0.99)(large.rewards_TE, large.terminated_TE, large.valid_TE)
+    large.rewards_TE.copy_(by_hand)
+    assert torch.equal(parameters_after(large)[0], scaled)
+
+
+def test_observations_count_only_once_the_update_is_made():
+    """Within a rollout all is normalised alike; the next one knows of this one's observations."""
+    model, learn = learner(samples=7, normalize_observations=True)
+    plain, learn_plain = learner(samples=7)
+    buffer = rollout()
+    metrics, expected = learn.update(buffer, 0.0), learn_plain.update(buffer, 0.0)
+    torch.testing.assert_close(metrics, expected)  # before the first update mean and variance are 0 and 1
+    seen = buffer.observations(slice(0, T), slice(0, E)).double()
+    assert model.moments.count == T * E
+    torch.testing.assert_close(model.moments.mean_D, seen.mean(dim=0))
+    torch.testing.assert_close(model.moments.variance_D, seen.var(dim=0, correction=0))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_backpropagation_goes_through_all_rows(kind, shared):
+    """Against one graph of row-by-row calls: the gradient of the whole rollout, in micro-batches of environments."""
+    settings = TrainConfig(
+        recurrent=kind, recurrent_size=5, shared=shared, optimizer="rmsprop", max_grad_norm=1e9, lr=0.05
+    )
+    torch.manual_seed(1)
+    model = ActorCritic(SPEC, settings)
+    graphs = Graphs(torch.device("cpu"))
+    generator = torch.Generator().manual_seed(3)
+    buffer = RolloutBuffer(T, E, SPEC, torch.device("cpu"), state_size=model.state_size)
+    whole = rollout()
+    for name in ("frames", "rewards_TE", "values_T1E", "actions_TE", "valid_TE"):
+        getattr(buffer, name).copy_(getattr(whole, name))
+    buffer.first_state_ES.normal_(generator=generator)
+    buffer.fills[2, 1] = buffer.fills[1, 4] = True
+    state, policies, values = buffer.first_state_ES, [], []
+    for t in range(T):
+        rows = slice(t, t + 1), slice(0, E)
+        policy, value, state = model.unroll(buffer.observations(*rows), state, buffer.opens(*rows))
+        policies.append(policy)
+        values.append(value)
+    advantages, returns = gae(
+        buffer.rewards_TE, buffer.values_T1E, buffer.terminated_TE, buffer.truncated_TE, gamma=0.99, gae_lambda=0.95
+    )
+    sums = loss_sums(
+        model.distribution,
+        torch.cat(policies),
+        torch.cat(values),
+        *(x.flatten() for x in (buffer.actions_TE, advantages, returns, buffer.valid_TE)),
+        value_loss="mse",
+    )
+    ((sums.policy + 0.5 * sums.value) / (T * E)).backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    norm = torch.cat([g.flatten() for g in expected.values()]).norm()
+    optimizer = build_optimizer(model, settings)
+    learn = Learner(
+        model, optimizer, settings, forward=model, samples=2 * T, threads=1, graphs=graphs, unroll=model.unroll
+    )
+    metrics = dict(zip(METRICS, learn.update(buffer, 0.0).tolist(), strict=True))
+    assert metrics["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name], rtol=1e-4, atol=1e-6)
