@@ -107,3 +107,39 @@ def test_environments_come_in_groups_where_that_is_faster():
         assert [group.num_envs for group in envs] == sizes
         for group in envs:
             group.close()
+
+
+@pytest.mark.parametrize(
+    "env",
+    ["Game2048", "Sudoku", "Cleaner", "BinPack", "Minesweeper", "TSP", "FlatPack", "JobShop", "MultiCVRP", "Knapsack"]
+    + ["GraphColoring", "Maze", "PacMan", "Tetris", "PGX/Play2048"],
+)
+def test_no_illegal_action_is_ever_taken(env):
+    """Over rollouts with a network that prefers illegal ones: its logits are large where it must not choose."""
+    config = TrainConfig(env=env if "/" in env else f"Jumanji/{env}", num_envs=8, num_steps=20)
+    envs = make_envs(config, torch.device("cpu"))
+    try:
+        parts = assemble(config, envs, torch.device("cpu"))
+        spec = envs[0].spec
+        assert spec.mask is not None
+        with torch.no_grad():
+            parts.model.policy_head.weight.mul_(1e4)  # far from even
+        checked = 0
+        for _ in range(4):
+            rollout = parts.collector.collect()
+            packed = rollout.observations(slice(0, 20), slice(0, 8))
+            mask = spec.layout.unpack(packed)[spec.mask].bool().unflatten(0, (20, 8))
+            actions = rollout.actions_TE
+            if actions.dim() == 3:  # one for each of several masks
+                legal = mask.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+                possible = mask.any(dim=-1)
+            else:
+                legal = mask.flatten(2).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+                possible = mask.flatten(2).any(dim=-1)
+            counted = possible & rollout.valid_TE.view(20, 8, *(1,) * (legal.dim() - 2))
+            assert legal[counted].all()
+            checked += int(counted.sum())
+        assert checked > 200
+    finally:
+        for group in envs:
+            group.close()

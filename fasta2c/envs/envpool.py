@@ -156,14 +156,14 @@ def look_up_spec(env_id: EnvId, options: dict[str, Any]) -> EnvSpec:
 def _envpool_spec(env_id: EnvId, options: dict[str, Any]) -> Any:
     import envpool
 
+    if env_id.name == "VizdoomCustom" and not all(options.get(key) for key in _FILES):
+        files = """--env-kwargs '{"cfg_path": "my.cfg", "wad_path": "my.wad"}'"""
+        raise UserError(f"{env_id.backend_id}: it plays a scenario of yours; name its files: {files}.")
     try:
         with _quiet():
             return envpool.make_spec(env_id.backend_id, **options)
     except (AssertionError, RuntimeError, ValueError, TypeError, ImportError, OSError) as error:
-        hint = ""
-        if env_id.backend_id.startswith("VizdoomCustom") and "cfg_path" not in options:
-            hint = """ Name a scenario of yours: --env-kwargs '{"cfg_path": "my.cfg", "wad_path": "my.wad"}'."""
-        raise UserError(f"{env_id.backend_id}: EnvPool cannot make it: {_one_line(error)}{hint}") from None
+        raise UserError(f"{env_id.backend_id}: EnvPool cannot make it: {_one_line(error)}") from None
 
 
 def _observation_space(env_id: EnvId, spec: Any) -> gymnasium.Space[Any]:
