@@ -39,4 +39,4 @@ class RewardScaler(nn.Module):
             returns_TE[t] = paid_TE[t] + self._gamma * self.return_E
             self.return_E.copy_(torch.where(done_TE[t], 0.0, returns_TE[t]))
         self.moments.update(returns_TE.flatten().unsqueeze(1), valid_TE.flatten())
-        return rewards_TE * (self.moments.variance_D + 1e-8).rsqrt().to(rewards_TE.dtype)
+        return rewards_TE * self.moments.scale_D

@@ -126,12 +126,12 @@ class ActorCritic(nn.Module):
         mask = None if self._mask is None else leaves[self._mask]
         seen = [leaves[i] for i in self._seen]
         if self.moments is not None:
-            means = self.moments.mean_D.to(torch.float32).split(self._sizes)
-            scales = (self.moments.variance_D + 1e-8).rsqrt().to(torch.float32).split(self._sizes)
-            for n, mean, scale in zip(self._real, means, scales, strict=True):
-                leaf = seen[n]
-                normal = (leaf.reshape(len(leaf), -1) - mean) * scale
-                seen[n] = normal.clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS).view_as(leaf)
+            start = 0
+            for n, size in zip(self._real, self._sizes, strict=True):
+                flat, span = seen[n].reshape(len(observations), size), slice(start, start + size)
+                normal = (flat - self.moments.shift_D[span]) * self.moments.scale_D[span]
+                seen[n] = normal.clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS).view_as(seen[n])
+                start += size
         return seen, mask
 
     def _encode(self, encoder: nn.Module, leaves: Sequence[Tensor]) -> Tensor:

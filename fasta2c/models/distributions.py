@@ -287,9 +287,9 @@ class StateDependentGaussian(Gaussian):
         return torch.cat([outputs_BH, 0.5 * torch.log(variance_BD + 1e-6), features_BF], dim=1)
 
     def explore(self, num_envs: int, generator: torch.Generator | None = None) -> Tensor | None:
-        """[num_envs, F, D], of a standard normal distribution."""
-        shape = (num_envs, *self.log_std.shape)
-        return torch.empty(shape, device=self.log_std.device).normal_(generator=generator)
+        """Linear functions of the features, [num_envs, F, D]."""
+        noise_EFD = torch.empty((num_envs, *self.log_std.shape), device=self.log_std.device)
+        return noise_EFD.normal_(generator=generator) * self.log_std.detach().clamp(*LOG_STD_RANGE).exp()
 
     def sample(
         self, policy_BP: Tensor, generator: torch.Generator | None = None, exploration: Tensor | None = None
@@ -297,9 +297,8 @@ class StateDependentGaussian(Gaussian):
         """Means plus the noise that `exploration` makes of the features; without it, each action's noise is its own."""
         if exploration is None:
             return super().sample(policy_BP, generator)
-        features_BF = policy_BP[:, 2 * self.heads :]
-        functions_BFD = exploration * self.log_std.detach().clamp(*LOG_STD_RANGE).exp()
-        return policy_BP[:, : self.heads] + torch.einsum("bf,bfd->bd", features_BF, functions_BFD)
+        features_B1F = policy_BP[:, 2 * self.heads :].unsqueeze(1)
+        return policy_BP[:, : self.heads] + (features_B1F @ exploration).squeeze(1)
 
 
 def _log_slope(x: Tensor) -> Tensor:

@@ -92,7 +92,8 @@ class _Image(nn.Module):
         # Bytes go to the convolutions as they are: these apply the scale to their weights.
         raw = not numbers.one_hot and leaf.low == 0
         self.numbers = None if raw else numbers
-        self._flat, self._channels_last = len(leaf.shape) == 2, channels_last(leaf.shape)
+        self._flat = len(leaf.shape) == 2
+        self._channels_last = self._flat or channels_last(leaf.shape)
         channels, height, width = channels_first(leaf.shape)
         size = (channels * numbers.per_element, height, width)
         self.convolutions = IMAGES[name](size, scale=numbers.scale if raw else 1.0)
@@ -100,12 +101,14 @@ class _Image(nn.Module):
 
     def forward(self, leaf: Tensor) -> Tensor:
         """A leaf [B, ...] to [B, F]."""
-        images = leaf.unsqueeze(1) if self._flat else leaf.permute(0, 3, 1, 2) if self._channels_last else leaf
+        cells = leaf.unsqueeze(-1) if self._flat else leaf
         if self.numbers is not None:
-            images = self.numbers(images)
+            cells = self.numbers(cells)
             if self.numbers.one_hot:
-                images = images.movedim(-1, 2).flatten(1, 2)
-        return self.convolutions(images)
+                # [B, H, W, C, N] lies in memory as convolutions on a CPU want it: brought to [B, C, N, H, W] first, it
+                # takes eight times as long (grids of 7 x 7 x 3, eleven kinds: 2.7 us each against 21).
+                cells = cells.flatten(3) if self._channels_last else cells.movedim(-1, 2).flatten(1, 2)
+        return self.convolutions(cells.permute(0, 3, 1, 2) if self._channels_last else cells)
 
 
 class FusedEncoder(nn.Module):

@@ -16,6 +16,8 @@ class RunningMoments(nn.Module):
         size: D.
     """
 
+    shift_D: Tensor
+    scale_D: Tensor
     count: Tensor
     mean_D: Tensor
     variance_D: Tensor
@@ -25,6 +27,9 @@ class RunningMoments(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("mean_D", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("variance_D", torch.ones(size, dtype=torch.float64))
+        # What brings samples to mean 0 and variance 1, in float32: (samples - shift) * scale.
+        self.register_buffer("shift_D", torch.zeros(size))
+        self.register_buffer("scale_D", torch.ones(size))
 
     @torch.no_grad()
     def update(self, samples_BD: Tensor, valid_B: Tensor | None = None) -> None:
@@ -42,3 +47,5 @@ class RunningMoments(nn.Module):
         self.variance_D.copy_(torch.where(total > 0, squares_D / total.clamp_min(1), self.variance_D))
         self.mean_D += between_D * share
         self.count += added
+        self.shift_D.copy_(self.mean_D)
+        self.scale_D.copy_((self.variance_D + 1e-8).rsqrt())

@@ -103,7 +103,9 @@ class Collector:
         buffer.forwards.clear()
         for t in range(buffer.num_steps):
             if self._exploration is not None and t in self._sde_rows:
-                self._exploration.normal_(generator=self._generator)
+                drawn = self._distribution.explore(buffer.num_envs, self._generator)
+                assert drawn is not None
+                self._exploration.copy_(drawn)
             for n, (envs, columns) in enumerate(self._groups):
                 if t > 0:
                     self._receive(t - 1, envs, columns)

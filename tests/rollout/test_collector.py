@@ -175,7 +175,7 @@ def test_shared_exploration_is_drawn_when_it_is_due():
         """Draws what the exploration says, to be told apart."""
 
         def explore(self, num_envs, generator=None):
-            return torch.zeros(num_envs)
+            return torch.rand(num_envs, generator=generator)
 
         def sample(self, policy, generator=None, exploration=None):
             seen.append(exploration.clone())
