@@ -96,12 +96,12 @@ class Policy:
         """Forget what was remembered: the next observations open games."""
         self._state_BS = self._state_BS.new_zeros(0, self.model.state_size)
 
-    def value(self, observations: Any) -> Tensor:
+    def value(self, observations: Any, *, opens: Tensor | None = None) -> Tensor:
         """Values [B] of observations [B, ...]: the discounted return expected from each.
 
-        With memory: of observations that were not acted on yet.
+        With memory: of observations that were not acted on yet; `opens` as for `act`. Nothing is remembered of them.
         """
-        return self._forward(observations, None)[1]
+        return self._forward(observations, opens)[1]
 
     @torch.no_grad()
     def _forward(self, observations: Any, opens_B: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

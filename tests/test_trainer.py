@@ -218,8 +218,12 @@ def test_a_signal_saves_and_stops(tmp_path, signum, monkeypatch):
         return real(self, rollout, progress)
 
     monkeypatch.setattr(Learner, "update", signalled)
-    with pytest.raises(Stopped) as stopped:
-        train(config(tmp_path, total_steps=10**9))
+    before = signal.signal(signum, signal.default_int_handler)  # under nohup SIGHUP would be ignored, as it should be
+    try:
+        with pytest.raises(Stopped) as stopped:
+            train(config(tmp_path, total_steps=10**9))
+    finally:
+        signal.signal(signum, before)
     assert stopped.value.exit_code == 128 + signum
     assert f"--resume {tmp_path / 'run'}" in str(stopped.value)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

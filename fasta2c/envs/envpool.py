@@ -103,7 +103,7 @@ class EnvPoolEnvs(HostEnvs):
     def send(self, actions: NDArray[Any]) -> None:
         """Hand `actions` [E, *shape of one] to EnvPool's threads, which begin at once."""
         # EnvPool's own `step` does the same through a tree library, at a cost that cheap environments feel.
-        self._pool._send([self._ids, self._ids, actions.astype(self._action_dtype)])
+        self._pool._send([self._ids, self._ids, self.spec.actions.within_bounds(actions.astype(self._action_dtype))])
 
     def receive(self) -> Row:
         """Wait for the step that was sent."""

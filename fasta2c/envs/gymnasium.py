@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
+import signal
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium
@@ -16,7 +19,7 @@ from numpy.typing import NDArray
 
 from fasta2c.envs.base import HostEnvs, Row
 from fasta2c.envs.ids import EnvId
-from fasta2c.errors import UserError, did_you_mean
+from fasta2c.errors import RunError, UserError, did_you_mean
 from fasta2c.spaces import EnvSpec, spec_of
 
 # What `gymnasium.make` itself takes, beside the environment's own arguments.
@@ -52,7 +55,7 @@ class GymnasiumEnvs(HostEnvs):
         self.num_envs = num_envs
         self.seeds = seeds
         self.options = dict(options)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _no_signals(mode):
             warnings.filterwarnings("ignore", category=UserWarning)
             try:
                 self._envs = gymnasium.make_vec(
@@ -71,27 +74,32 @@ class GymnasiumEnvs(HostEnvs):
         self.spec: EnvSpec = spec_of(self._envs.single_observation_space, self.action_space, env_id=name)
         self._layout = self.spec.frames
         self._action_dtype = np.dtype(self.action_space.dtype)
+        self._seeded = False
         self._previous_done = np.zeros(num_envs, dtype=np.bool_)
         self._sent: NDArray[Any] | None = None
 
     def reset(self) -> NDArray[Any]:
         """Start every episode anew, from the seeds the first time; returns the first observations [E, ...]."""
-        observations, _ = self._envs.reset(seed=self.seeds)  # type: ignore[arg-type]  # a list is taken too
+        seeds: Any = None if self._seeded else self.seeds
+        observations, _ = self._envs.reset(seed=seeds)
+        self._seeded = True
         self._previous_done = np.zeros(self.num_envs, dtype=np.bool_)
         return self._packed(observations)
 
     def send(self, actions: NDArray[Any]) -> None:
         """Send `actions` [E, *shape of one] to other processes; in this one they are kept until `receive`."""
-        taken = actions.astype(self._action_dtype)
+        taken = self.spec.actions.within_bounds(actions.astype(self._action_dtype))
         if isinstance(self._envs, AsyncVectorEnv):
-            self._envs.step_async(taken)
+            with _lost_processes():
+                self._envs.step_async(taken)
         else:
             self._sent = taken
 
     def receive(self) -> Row:
         """What the actions that were sent brought."""
         if isinstance(self._envs, AsyncVectorEnv):
-            observations, rewards, terminated, truncated, _ = self._envs.step_wait()
+            with _lost_processes():
+                observations, rewards, terminated, truncated, _ = self._envs.step_wait()
         else:
             observations, rewards, terminated, truncated, _ = self._envs.step(self._sent)
         paid = np.asarray(rewards, dtype=np.float32)
@@ -131,6 +139,29 @@ def _find(backend_id: str) -> gymnasium.envs.registration.EnvSpec:
         raise UserError(f"env: Gymnasium knows no environment {name!r}.{hint}") from None
     except Exception as error:  # the user's module can raise anything while it is imported
         raise UserError(f"gymnasium:{backend_id}: importing {module} failed: {type(error).__name__}: {error}") from None
+
+
+@contextlib.contextmanager
+def _no_signals(mode: str) -> Iterator[None]:
+    """Processes started inside ignore what a terminal sends to all of them: ours decides when they end."""
+    if mode != "async" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _lost_processes() -> Iterator[None]:
+    """Inside, an environment's process that is gone is an error of the run."""
+    try:
+        yield
+    except (BrokenPipeError, EOFError, ConnectionResetError):
+        raise RunError("the process of an environment has ended; see what it printed, or use sync.") from None
 
 
 def _wrappers(listed: Any) -> list[Callable[[gymnasium.Env[Any, Any]], gymnasium.Wrapper[Any, Any, Any, Any]]]:

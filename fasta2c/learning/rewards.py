@@ -14,7 +14,7 @@ from fasta2c.models.normalize import RunningMoments
 class RewardScaler(nn.Module):
     """Divides rewards by the standard deviation of discounted returns so far, as OpenAI Baselines' VecNormalize does.
 
-    Rewards are neither shifted nor divided by less than a hundred-millionth. A rollout's own returns count already.
+    Rewards are neither shifted nor divided by less than 1e-4. A rollout's own returns count already.
 
     Args:
         num_envs: E.

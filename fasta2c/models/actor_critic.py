@@ -42,7 +42,7 @@ class ActorCritic(nn.Module):
         leaves = self._layout.leaves
         self._seen = [i for i, leaf in enumerate(leaves) if i != self._mask or leaf.size <= MOST_OPTIONS_SEEN]
         seen = [leaves[i] for i in self._seen]
-        self._real = [n for n, leaf in enumerate(seen) if leaf.dtype == "float32" and config.normalize_observations]
+        self._real = [n for n, leaf in enumerate(seen) if leaf.real and config.normalize_observations]
         self._sizes = [seen[n].size for n in self._real]
         self.moments = RunningMoments(sum(self._sizes)) if self._real else None
         self.precision = precision
@@ -120,7 +120,7 @@ class ActorCritic(nn.Module):
 
     def _observe(self, observations: Tensor) -> tuple[Sequence[Tensor], Tensor | None]:
         """The leaves that encoders see, normalised, and the mask of legal actions."""
-        if not self._layout.packed and self.moments is None:
+        if not self._layout.packed and self._mask is None and self.moments is None:
             return [observations], None
         leaves = self._layout.unpack(observations)
         mask = None if self._mask is None else leaves[self._mask]

@@ -94,6 +94,7 @@ class Categorical(Distribution):
     """
 
     _illegal_KN: Tensor
+    _existing: Tensor
     _starts_K: Tensor
     _strides_K: Tensor
     _sizes_K: Tensor
@@ -112,6 +113,8 @@ class Categorical(Distribution):
         # Choices with fewer options than others have some that never are legal.
         options = torch.arange(self.grid[1])
         self.register_buffer("_illegal_KN", options >= torch.tensor(sizes).unsqueeze(1), persistent=False)
+        existing = (~self._illegal_KN).flatten().nonzero().squeeze(1)
+        self.register_buffer("_existing", existing, persistent=False)
         self.register_buffer("_starts_K", torch.tensor(choices.starts), persistent=False)
         self.register_buffer("_sizes_K", torch.tensor(choices.sizes), persistent=False)
         strides = [math.prod(choices.sizes[k + 1 :]) for k in range(len(choices.sizes))]
@@ -128,7 +131,10 @@ class Categorical(Distribution):
         if self._ragged:
             logits_BKN = logits_BKN.masked_fill(self._illegal_KN, -torch.inf)
         if mask is not None:
-            legal_BKN = mask.reshape(logits_BKN.shape) != 0
+            legal_BP = mask.flatten(1) != 0
+            if legal_BP.shape[1] != self.width:  # the options that exist, one choice after another
+                legal_BP = torch.zeros_like(outputs_BH, dtype=torch.bool).index_copy(1, self._existing, legal_BP)
+            legal_BKN = legal_BP.unflatten(1, self.grid)
             if self._ragged:
                 legal_BKN = legal_BKN & ~self._illegal_KN
             illegal_BKN = ~legal_BKN & legal_BKN.any(dim=-1, keepdim=True)

@@ -46,7 +46,7 @@ class Numbers(nn.Module):
         super().__init__()
         classes = leaf.classes
         most = MOST_NAMES if leaf.categorical else MOST_VALUES
-        self._real = leaf.dtype == "float32"
+        self._real = leaf.real
         self.one_hot = classes is not None and 2 < classes <= most and leaf.size * classes <= MOST_NUMBERS
         self._logarithmic = classes is None and not self._real
         self._low = leaf.low if classes else 0.0
@@ -129,7 +129,7 @@ class FusedEncoder(nn.Module):
         ]
         self.parts = nn.ModuleList(parts)
         # A vector alone needs no part: where rows are short, each call of a module is felt.
-        self._vector = len(leaves) == 1 and len(leaves[0].shape) == 1 and leaves[0].dtype == "float32"
+        self._vector = len(leaves) == 1 and len(leaves[0].shape) == 1 and leaves[0].real
         width = sum(part.features for part in parts)
         alone = len(names) == 1 and names[0] in ("nature-cnn", "impala")
         self.trunk = nn.Sequential() if alone else MLP(width, config.hidden_sizes, config.activation)
@@ -151,7 +151,11 @@ class _Custom(nn.Module):
     def __init__(self, name: str, layout: Layout) -> None:
         super().__init__()
         self._layout = layout
-        built = _user_class(name)(observation_space(layout))
+        made = _user_class(name)
+        try:
+            built = made(observation_space(layout))
+        except Exception as error:  # the user's constructor can raise anything
+            raise UserError(f"encoder: {name} cannot be made: {type(error).__name__}: {error}") from None
         features = getattr(built, "features", None)
         if not (isinstance(built, nn.Module) and isinstance(features, int)):
             raise UserError(
@@ -159,6 +163,14 @@ class _Custom(nn.Module):
             )
         self.encoder = built
         self.features = features
+        packed = torch.zeros((2, *layout.shape), dtype=getattr(torch, layout.dtype))
+        try:
+            with torch.no_grad():
+                found = list(self(layout.unpack(packed)).shape)
+        except Exception as error:
+            raise UserError(f"encoder: {name} fails on two observations: {type(error).__name__}: {error}") from None
+        if found != [2, features]:
+            raise UserError(f"encoder: {name} gives {found} for two observations, not [2, {features}].")
 
     def forward(self, leaves: Sequence[Tensor]) -> Tensor:
         """Leaves [B, ...] to features [B, F]."""

@@ -33,8 +33,12 @@ class RunningMoments(nn.Module):
 
     @torch.no_grad()
     def update(self, samples_BD: Tensor, valid_B: Tensor | None = None) -> None:
-        """Take in samples, or those that are `valid_B`: whatever stands in the others does not matter."""
+        """Take in samples, or those that are `valid_B`: whatever stands in the others does not matter.
+
+        A number that is not finite counts as the mean so far: one of them must not spoil all that follow.
+        """
         samples_BD = samples_BD.to(torch.float64)
+        samples_BD = torch.where(torch.isfinite(samples_BD), samples_BD, self.mean_D)
         valid_B1 = torch.ones_like(samples_BD[:, :1], dtype=torch.bool) if valid_B is None else valid_B.unsqueeze(1)
         added = valid_B1.sum()
         mean_D = torch.where(valid_B1, samples_BD, 0.0).sum(dim=0) / added.clamp_min(1)

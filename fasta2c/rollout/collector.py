@@ -76,7 +76,7 @@ class Collector:
         self._keep_graph = keep_graph
         taken = distribution.env_actions(buffer.actions_TE[0])
         self._downloads: list[Callable[[Tensor], Any]] = [
-            (lambda actions: actions) if envs.on_device else accel.Download(taken[: envs.num_envs]) for envs in groups
+            torch.clone if envs.on_device else accel.Download(taken[: envs.num_envs]) for envs in groups
         ]
         self._on_device = groups[0].on_device
         ends = np.cumsum([envs.num_envs for envs in groups])
@@ -140,12 +140,12 @@ class Collector:
         self.episodes.update(valid, scores, game_over, columns)
 
     def _count_on_device(self) -> None:
-        """Count a rollout of rows that were never on the host: the one wait for the device there."""
+        """Count a rollout of rows that were never on the host, which the device is waited for."""
         buffer = self._buffer
         over_TE = buffer.terminated_TE | buffer.truncated_TE
-        told = (x.cpu().numpy() for x in (buffer.valid_TE, buffer.rewards_TE, over_TE))
+        told = torch.stack([buffer.valid_TE.float(), buffer.rewards_TE, over_TE.float()]).cpu().numpy()
         for valid, scores, game_over in zip(*told, strict=True):
-            self._count(valid, scores, game_over, slice(0, buffer.num_envs))
+            self._count(valid != 0, scores, game_over != 0, slice(0, buffer.num_envs))
 
     def _act(self, t: int, columns: slice) -> Tensor:
         """Choose and keep the actions of row t; returns them as the environments take them, [G, ...]."""

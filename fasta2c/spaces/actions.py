@@ -38,6 +38,10 @@ class Choices:
         """Shape of one action as it is drawn and kept: indices, () where there is one."""
         return () if self.joint or len(self.sizes) == 1 else (len(self.sizes),)
 
+    def within_bounds(self, actions: NDArray[Any]) -> NDArray[Any]:
+        """`actions` themselves: choices cannot be out of bounds."""
+        return actions
+
 
 @dataclass(frozen=True)
 class Continuous:
@@ -52,6 +56,11 @@ class Continuous:
     def drawn(self) -> tuple[int, ...]:
         """Shape of one action as it is drawn and kept."""
         return (len(self.low),)
+
+    def within_bounds(self, actions: NDArray[Any]) -> NDArray[Any]:
+        """`actions` [E, *shape], in place, no longer out of bounds by what their dtype rounds."""
+        low, high = (np.reshape(bounds, self.shape) for bounds in (self.low, self.high))
+        return np.clip(actions, low, high, out=actions)
 
 
 Actions = Choices | Continuous
@@ -83,7 +92,8 @@ def action_spec(space: gymnasium.Space[Any], leaves: Sequence[Leaf], env_id: str
     if sum(sizes) > 2**20:
         raise UserError(f"{env_id}: {sum(sizes):,} choices in action space {space}; a million are the most.")
     mask = next((leaf for leaf in leaves if leaf.path == MASK), None)
-    return Choices(shape, sizes, tuple(int(a) for a in low.flat), joint=mask is not None and mask.shape == sizes)
+    joint = mask is not None and len(sizes) > 1 and mask.shape == sizes
+    return Choices(shape, sizes, tuple(int(a) for a in low.flat), joint)
 
 
 def _bounds(low: float, high: float) -> tuple[float, float]:
@@ -95,10 +105,22 @@ def _bounds(low: float, high: float) -> tuple[float, float]:
     )
 
 
-def mask_of(leaves: Sequence[Leaf], actions: Actions) -> int | None:
-    """Which of `leaves` says what actions are legal: the one called action_mask, if its shape fits."""
-    if isinstance(actions, Continuous):
+def mask_of(leaves: Sequence[Leaf], actions: Actions, env_id: str = "") -> int | None:
+    """Which of `leaves` says what actions are legal: the one called action_mask, beside choices.
+
+    Its shape says what it is of: whole combinations (the sizes of all choices), each choice (choices x options), or
+    the options of all choices one after another.
+
+    Raises:
+        UserError: another shape.
+    """
+    found = next((i for i, leaf in enumerate(leaves) if leaf.path == MASK), None)
+    if found is None or isinstance(actions, Continuous):
         return None
-    several = (len(actions.sizes), max(actions.sizes))
-    fitting = {actions.sizes} if actions.joint or len(actions.sizes) == 1 else {several}
-    return next((i for i, leaf in enumerate(leaves) if leaf.path == MASK and leaf.shape in fitting), None)
+    shape, sizes = leaves[found].shape, actions.sizes
+    if actions.joint or shape == (len(sizes), max(sizes)) or leaves[found].size == sum(sizes):
+        return found
+    raise UserError(
+        f"{env_id}: an action_mask of shape {list(shape)} does not fit its actions, whose choices have "
+        f"{', '.join(map(str, sizes))} options; give it another name if it is something else."
+    )

@@ -27,6 +27,13 @@ class Leaf:
     """The least and the greatest value of any element, infinite where there are none."""
     categorical: bool = False
     """Whether its numbers name things (Discrete, MultiDiscrete) rather than count or measure."""
+    huge: bool = False
+    """Whether they are whole numbers of more than 32 bits, stored as float32."""
+
+    @property
+    def real(self) -> bool:
+        """Whether they are real numbers."""
+        return self.dtype == "float32" and not self.huge
 
     @property
     def size(self) -> int:
@@ -87,4 +94,4 @@ def _integers(path: tuple[str, ...], shape: tuple[int, ...], low: int, high: int
     if low >= 0 and high <= 255:
         return Leaf(path, shape, "uint8", *bounds, categorical)
     fits = low >= -(2**31) and high < 2**31
-    return Leaf(path, shape, "int32" if fits else "float32", *bounds, categorical and fits)
+    return Leaf(path, shape, "int32" if fits else "float32", *bounds, categorical and fits, huge=not fits)

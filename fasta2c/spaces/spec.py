@@ -67,4 +67,6 @@ def spec_of(
 ) -> EnvSpec:
     """The `EnvSpec` of two spaces; raises `UserError` for one that fasta2c cannot take."""
     leaves = observation_leaves(observations, env_id)
-    return EnvSpec(leaves, stack, action_spec(actions, leaves, env_id))
+    taken = action_spec(actions, leaves, env_id)
+    mask_of(leaves, taken, env_id)  # or it says what does not fit
+    return EnvSpec(leaves, stack, taken)

@@ -1,5 +1,8 @@
 """Gymnasium's environments under the row contract, and a user's own by `gymnasium:module:ID`."""
 
+import contextlib
+import os
+import signal
 import sys
 
 import gymnasium
@@ -9,7 +12,7 @@ import torch
 
 from fasta2c.envs.gymnasium import GymnasiumEnvs
 from fasta2c.envs.ids import resolve
-from fasta2c.errors import UserError
+from fasta2c.errors import RunError, UserError
 
 
 class Counter(gymnasium.Env):
@@ -155,3 +158,47 @@ def test_wrappers_are_laid_over_the_environment():
 def test_mistakes_with_wrappers_are_told_in_words(options, message):
     with pytest.raises(UserError, match=message):
         make("CartPole-v1", **options)
+
+
+class Strict(Counter):
+    """Takes what its space contains and nothing else."""
+
+    action_space = gymnasium.spaces.Box(-0.1, 0.1, (1,), np.float64)
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        return np.zeros(1), 0.0, False, False, {}
+
+
+def test_a_bound_that_float32_rounds_is_kept(registered):
+    gymnasium.register("test_gymnasium/Strict-v0", entry_point=Strict)
+    try:
+        envs = make("test_gymnasium/Strict-v0", disable_env_checker=True)
+        envs.reset()
+        envs.step(np.array([[0.1], [-0.1]], np.float32))  # 0.10000000149
+    finally:
+        gymnasium.registry.pop("test_gymnasium/Strict-v0")
+
+
+def test_a_second_reset_plays_other_episodes():
+    envs = make("CartPole-v1")
+    assert not np.array_equal(envs.reset(), envs.reset())
+
+
+def test_other_processes_outlive_what_the_terminal_sends():
+    """Ctrl-C reaches every process of the terminal: theirs must not end before ours has saved."""
+    envs = make("CartPole-v1", 2, vectorization_mode="async")
+    try:
+        envs.reset()
+        for process in envs._envs.processes:
+            os.kill(process.pid, signal.SIGINT)
+            os.kill(process.pid, signal.SIGHUP)
+        for _ in range(5):
+            envs.step(np.zeros(2, int))
+        os.kill(envs._envs.processes[0].pid, signal.SIGKILL)
+        with pytest.raises(RunError, match="has ended"):
+            for _ in range(5):
+                envs.step(np.zeros(2, int))
+    finally:
+        with contextlib.suppress(Exception):
+            envs._envs.close_extras(terminate=True)

@@ -66,7 +66,9 @@ class Wrong(Counter):
 
 @pytest.fixture(autouse=True)
 def theirs(monkeypatch):
-    module = types.SimpleNamespace(Counter=Counter, Wrong=Wrong, Bare=lambda num_envs, device, seed: object())
+    module = types.SimpleNamespace(
+        Counter=Counter, Wrong=Wrong, Rude=Rude, Bare=lambda num_envs, device, seed: object()
+    )
     monkeypatch.setitem(sys.modules, "theirs", module)
 
 
@@ -97,6 +99,19 @@ def test_training_counts_what_happened(tmp_path):
     assert run.env_steps == sum(rows - n for n in games)
     result = evaluate(run.run_dir, episodes=8)
     assert result.mean_length == np.mean([1, 2] + [3] * 6), "eight environments of a game each"
+
+
+class Rude(Counter):
+    """Changes the actions it is given."""
+
+    def step(self, actions):
+        found = super().step(actions)
+        actions.fill_(10**9)
+        return found
+
+
+def test_what_an_environment_does_to_its_actions_stays_there(tmp_path):
+    train(TrainConfig(env="torch:theirs:Rude", num_envs=4, total_steps=400, run_dir=tmp_path / "run", quiet=True))
 
 
 def test_groups_and_the_public_environments_agree():

@@ -83,9 +83,10 @@ def test_a_mask_of_many_options_is_obeyed_but_not_looked_at():
     assert (narrow.encoder.trunk[0].in_features, wide.encoder.trunk[0].in_features) == (3 + 1024, 3)
 
 
-def test_an_action_mask_that_fits_no_action_is_an_observation():
-    space = Dict({"state": Box(-1, 1, (3,)), "action_mask": MultiBinary(7)})
-    assert spec_of(space, Discrete(5), env_id="test").mask is None
+def test_a_mask_alone_is_obeyed():
+    spec = spec_of(Dict({"action_mask": MultiBinary(3)}), Discrete(3), env_id="test")
+    logits, _ = ActorCritic(spec, TrainConfig())(torch.tensor([[1, 0, 0]], dtype=torch.uint8))
+    assert torch.isfinite(logits).tolist() == [[True, False, False]]
 
 
 def test_real_numbers_are_normalised_and_images_are_not():

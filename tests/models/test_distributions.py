@@ -87,6 +87,13 @@ def test_each_choice_has_its_own_mask():
     assert set(map(tuple, drawn.tolist())) == {(1, 1), (2, 1)}
 
 
+def test_a_mask_may_list_the_options_of_all_choices_one_after_another():
+    head = build_distribution(Choices((2,), (2, 3), (0, 0)))
+    mask = torch.tensor([[0, 1, 1, 0, 1]], dtype=torch.uint8)
+    drawn = head.sample(head(torch.zeros(1, 6), mask=mask).expand(1000, -1), generator())
+    assert set(map(tuple, drawn.tolist())) == {(1, 0), (1, 2)}
+
+
 def test_a_mask_without_any_legal_option_is_ignored():
     head = build_distribution(Choices((2,), (3, 2), (0, 0)))
     plain = head(torch.ones(1, 6))

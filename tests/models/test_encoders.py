@@ -60,6 +60,7 @@ def test_auto_goes_by_shape(observed, chosen, features):
         (leaf((2,), "int32", -10, 90), [[-10, 40]], [[0, 0.5]]),
         (leaf((), "int32", 0, 3999, True), [3999], [1]),
         (leaf((2,), "int32"), [[0, -100]], [[0, -math.log(101)]]),
+        (Leaf((), (2,), "float32", -math.inf, math.inf, huge=True), [[0, 1e6]], [[0, math.log(1e6 + 1)]]),
         (leaf((1,), "uint8", 7, 7), [[7]], [[0]]),
         (leaf((300,), "uint8", 0, 31), [[31] * 300], [[1] * 300]),  # one-hot it would be 9,600 numbers
     ],
@@ -127,6 +128,21 @@ class Own(torch.nn.Module):
         return observations["a"].float() @ torch.ones(2, 3)
 
 
+class Broken(Own):
+    def forward(self, observations):
+        return observations["nothing"]
+
+
+class Narrow(Own):
+    def forward(self, observations):
+        return observations.new_zeros(len(observations), 2)
+
+
+class Picky(Own):
+    def __init__(self, observation_space, depth):
+        super().__init__(observation_space)
+
+
 class Nameless(torch.nn.Linear):
     def __init__(self, observation_space):
         super().__init__(1, 1)
@@ -134,7 +150,11 @@ class Nameless(torch.nn.Linear):
 
 @pytest.fixture
 def module(monkeypatch):
-    monkeypatch.setitem(sys.modules, "their_encoders", types.SimpleNamespace(Own=Own, Nameless=Nameless))
+    monkeypatch.setitem(
+        sys.modules,
+        "their_encoders",
+        types.SimpleNamespace(**{c.__name__: c for c in (Own, Nameless, Broken, Narrow, Picky)}),
+    )
     return "their_encoders"
 
 
@@ -152,6 +172,9 @@ def test_a_users_encoder_gets_the_nested_observation(module):
         ("their_encoders:Nope", "no 'Nope'"),
         ("no_such_module:Own", "importing no_such_module failed"),
         ("their_encoders:Nameless", "features"),
+        ("their_encoders:Broken", "fails on two observations"),
+        ("their_encoders:Narrow", r"gives \[2, 2\] for two observations, not \[2, 3\]"),
+        ("their_encoders:Picky", "cannot be made: TypeError"),
         ("natur-cnn", "Did you mean nature-cnn"),
         ("their_encoders:", "names no class"),
     ],

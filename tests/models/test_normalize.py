@@ -24,6 +24,14 @@ def test_batches_add_up_to_the_whole(sizes, seed, offset):
         assert moments.mean_D.tolist() == [0.0] * 4 and moments.variance_D.tolist() == [1.0] * 4
 
 
+def test_one_infinite_number_spoils_nothing():
+    moments = RunningMoments(2)
+    moments.update(torch.tensor([[1.0, 1.0], [3.0, 3.0]]))
+    moments.update(torch.tensor([[torch.inf, 5.0], [2.0, torch.nan]]))
+    assert (moments.mean_D.tolist(), moments.count.item()) == ([2.0, 2.75], 4)
+    assert torch.isfinite(moments.scale_D).all()
+
+
 def test_samples_that_are_not_valid_do_not_count():
     samples = torch.tensor([[1.0], [torch.nan], [3.0], [1e6], [torch.inf]])
     moments = RunningMoments(1)

@@ -28,7 +28,8 @@ def spec(observations, actions=None):
         (Box(-1, 9, (9, 9), np.int32), Leaf((), (9, 9), "int32", -1, 9)),
         (Box(0, 5, (6, 3, 3), np.int8), Leaf((), (6, 3, 3), "uint8", 0, 5)),
         (Box(-(2**31), 2**31 - 1, (4,), np.int32), Leaf((), (4,), "int32", -INF, INF)),
-        (Box(-(2**60), 2**60, (4,), np.int64), Leaf((), (4,), "float32", -INF, INF)),
+        (Box(-(2**60), 2**60, (4,), np.int64), Leaf((), (4,), "float32", -INF, INF, huge=True)),
+        (Discrete(2**40), Leaf((), (), "float32", -INF, INF, huge=True)),
         (Box(-1, 1, (), np.float64), Leaf((), (), "float32", -INF, INF)),
         (Box(0, 1, (3,), np.bool_), Leaf((), (3,), "uint8", 0, 1)),
         (Discrete(500), Leaf((), (), "int32", 0, 499, categorical=True)),
@@ -84,13 +85,15 @@ def test_other_action_spaces_are_refused_in_words(space):
     ("actions", "mask", "joint", "found"),
     [
         (Discrete(4), (4,), False, True),
-        (Discrete(4), (5,), False, False),
+        (Discrete(4), (1, 4), False, True),
+        (MultiDiscrete([2, 3]), (5,), False, True),
+        (MultiDiscrete([3, 3]), (6,), False, True),
+        (MultiBinary(3), (3, 2), False, True),
         (MultiDiscrete([40, 20]), (40, 20), True, True),
         (MultiDiscrete([9, 9, 9]), (9, 9, 9), True, True),
         (MultiDiscrete([5, 5, 5]), (3, 5), False, True),
         (MultiDiscrete([5, 4]), (2, 5), False, True),
         (MultiDiscrete([10, 10]), (10, 10), True, True),
-        (MultiDiscrete([5, 4]), (2, 4), False, False),
         (Box(-1, 1, (2,)), (2,), False, False),
     ],
 )
@@ -98,6 +101,15 @@ def test_a_mask_is_recognised_by_its_shape(actions, mask, joint, found):
     made = spec(Dict({"action_mask": MultiBinary(mask), "state": Box(0, 1, (2,))}), actions)
     assert getattr(made.actions, "joint", False) is joint
     assert (made.mask is not None) is found
+
+
+@pytest.mark.parametrize(
+    ("actions", "mask"), [(Discrete(4), (5,)), (MultiDiscrete([5, 4]), (2, 4)), (MultiBinary(3), (3,))]
+)
+def test_a_mask_that_fits_no_actions_is_refused_in_words(actions, mask):
+    """It would be obeyed by nobody, without a word."""
+    with pytest.raises(UserError, match="action_mask of shape"):
+        spec(Dict({"action_mask": MultiBinary(mask), "state": Box(0, 1, (2,))}), actions)
 
 
 LEAVES = st.one_of(
