@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import inspect
 import signal
 import threading
@@ -17,6 +16,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from numpy.typing import NDArray
 
+from fasta2c import custom
 from fasta2c.envs.base import HostEnvs, Row
 from fasta2c.envs.ids import EnvId
 from fasta2c.errors import RunError, UserError, did_you_mean
@@ -176,11 +176,7 @@ def _wrappers(listed: Any) -> list[Callable[[gymnasium.Env[Any, Any]], gymnasium
         if not isinstance(named, dict) or len(named) != 1 or not all(isinstance(v, dict) for v in named.values()):
             raise UserError(f"{where}: {item!r} is no wrapper; write a list such as {example}.")
         (name, arguments), *_ = named.items()
-        module, colon, attribute = name.rpartition(":")
-        try:
-            found.append(functools.partial(getattr(importlib.import_module(module), attribute), **arguments))
-        except Exception as error:  # the user's module can raise anything while it is imported
-            raise UserError(f"{where}: {name!r} cannot be imported ({error}); write module:Class.") from None
+        found.append(functools.partial(custom.load(name, where), **arguments))
     return found
 
 

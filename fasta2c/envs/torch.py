@@ -13,13 +13,13 @@ environment's action, pays 0, and gives the first observation of its next episod
 
 from __future__ import annotations
 
-import importlib
 from typing import Any, NamedTuple
 
 import gymnasium
 import torch
 from torch import Tensor
 
+from fasta2c import custom
 from fasta2c.envs.ids import EnvId
 from fasta2c.errors import UserError
 from fasta2c.spaces import EnvSpec, spec_of
@@ -59,7 +59,7 @@ class TorchEnvs:
         self, env_id: EnvId, num_envs: int, *, seeds: list[int], options: dict[str, Any], device: torch.device
     ) -> None:
         self._name = f"torch:{env_id.backend_id}"
-        made = _class(env_id.backend_id)
+        made = custom.load(env_id.backend_id, self._name)
         try:
             self._envs: Any = made(num_envs, device=device, seed=seeds[0], **options)
         except Exception as error:  # the user's constructor can raise anything
@@ -118,13 +118,3 @@ class TorchEnvs:
                 found = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
                 raise UserError(f"{self._name}: its space says {leaf} for each environment, it gave {found} for all.")
         return self._layout.pack_tensors(leaves)
-
-
-def _class(backend_id: str) -> Any:
-    module, _, name = backend_id.rpartition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except AttributeError:
-        raise UserError(f"torch:{backend_id}: the module {module} has no {name!r}.") from None
-    except Exception as error:  # the user's module can raise anything while it is imported
-        raise UserError(f"torch:{backend_id}: importing {module} failed: {type(error).__name__}: {error}") from None

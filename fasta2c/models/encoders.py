@@ -15,13 +15,12 @@ Shapes: B samples, N kinds, F features.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fasta2c import custom
 from fasta2c.config import TrainConfig
 from fasta2c.errors import UserError
 from fasta2c.models.images import ImpalaResNet, NatureCNN, SmallCNN
@@ -151,7 +150,7 @@ class _Custom(nn.Module):
     def __init__(self, name: str, layout: Layout) -> None:
         super().__init__()
         self._layout = layout
-        made = _user_class(name)
+        made = custom.load(name, "encoder")
         try:
             built = made(observation_space(layout))
         except Exception as error:  # the user's constructor can raise anything
@@ -175,18 +174,6 @@ class _Custom(nn.Module):
     def forward(self, leaves: Sequence[Tensor]) -> Tensor:
         """Leaves [B, ...] to features [B, F]."""
         return self.encoder(self._layout.nest(leaves))
-
-
-def _user_class(name: str) -> Any:
-    module, _, attribute = name.rpartition(":")
-    if not module or not attribute.isidentifier():
-        raise UserError(f"encoder: {name!r} names no class; write module:Class.")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except AttributeError:
-        raise UserError(f"encoder: the module {module} has no {attribute!r}.") from None
-    except Exception as error:  # the user's module can raise anything while it is imported
-        raise UserError(f"encoder: importing {module} failed: {type(error).__name__}: {error}") from None
 
 
 def channels_last(shape: tuple[int, ...]) -> bool:

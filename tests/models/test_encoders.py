@@ -176,7 +176,7 @@ def test_a_users_encoder_gets_the_nested_observation(module):
         ("their_encoders:Narrow", r"gives \[2, 2\] for two observations, not \[2, 3\]"),
         ("their_encoders:Picky", "cannot be made: TypeError"),
         ("natur-cnn", "Did you mean nature-cnn"),
-        ("their_encoders:", "names no class"),
+        ("their_encoders:", "names nothing"),
     ],
 )
 def test_an_encoder_that_cannot_be_had_is_told_in_words(module, name, words):

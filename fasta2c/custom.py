@@ -1,0 +1,29 @@
+"""What a user names as `module:Name`, imported; what can go wrong with it told in words."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from fasta2c.errors import UserError
+
+
+def load(name: str, where: str) -> Any:
+    """The attribute that `module:Name` stands for.
+
+    Args:
+        name: as the user wrote it.
+        where: what a message begins with: the field or id that it was given as.
+
+    Raises:
+        UserError: no such form, module or name, or a module that fails while it is imported.
+    """
+    module, _, attribute = name.rpartition(":")
+    if not module or not attribute.isidentifier():
+        raise UserError(f"{where}: {name!r} names nothing; write module:Name.")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except AttributeError:
+        raise UserError(f"{where}: the module {module} has no {attribute!r}.") from None
+    except Exception as error:  # the user's module can raise anything while it is imported
+        raise UserError(f"{where}: importing {module} failed: {type(error).__name__}: {error}") from None
