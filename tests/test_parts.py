@@ -1,15 +1,22 @@
 """A run's parts together: an update on the kept forward passes is the update on new ones."""
 
 import ctypes
+import math
 import subprocess
 import sys
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from fasta2c.config import TrainConfig
 from fasta2c.envs.ids import resolve
 from fasta2c.envs.make import make_host_envs
+from fasta2c.learning.learner import METRICS
 from fasta2c.parts import assemble, make_envs
 
 
@@ -71,6 +78,7 @@ FAULTS_OF_AN_UPDATE = """
 import resource, statistics
 import torch
 from fasta2c.config import TrainConfig
+from fasta2c.learning.learner import METRICS
 from fasta2c.parts import assemble, make_envs
 
 config, device = TrainConfig(num_envs=256, num_steps=16, shared=False), torch.device("cpu")
@@ -143,3 +151,74 @@ def test_no_illegal_action_is_ever_taken(env):
     finally:
         for group in envs:
             group.close()
+
+
+BOUNDS = st.sampled_from([(-np.inf, np.inf), (0.0, 0.0), (-1.0, 1.0), (-np.inf, 3.0), (0.5, np.inf), (-1e30, 1e30)])
+SHAPES = st.lists(st.integers(1, 4), max_size=4).map(tuple)
+FLOATS = st.builds(lambda b, shape, t: Box(*b, shape, t), BOUNDS, SHAPES, st.sampled_from([np.float32, np.float64]))
+WHOLE = st.builds(
+    lambda low, width, shape, t: Box(low, low + width, shape, t),
+    st.integers(0, 3),
+    st.sampled_from([0, 1, 5, 100]),
+    SHAPES,
+    st.sampled_from([np.uint8, np.int8, np.int32, np.int64]),
+)
+NAMES = st.one_of(
+    st.builds(lambda n, start: Discrete(n, start=start), st.integers(1, 700), st.integers(-3, 3)),
+    st.builds(MultiBinary, st.integers(1, 5)),
+    st.lists(st.integers(1, 5), min_size=1, max_size=4).map(MultiDiscrete),
+)
+PICTURES = st.sampled_from([Box(0, 255, shape, np.uint8) for shape in ((3, 40, 40), (36, 41, 1), (40, 40), (6, 6, 3))])
+OBSERVED = st.recursive(
+    st.one_of(FLOATS, WHOLE, NAMES, PICTURES),
+    lambda inner: st.one_of(
+        st.dictionaries(st.sampled_from(["a", "b", "c.d"]), inner, min_size=1, max_size=3).map(Dict),
+        st.lists(inner, min_size=1, max_size=2).map(Tuple),
+    ),
+    max_leaves=4,
+)
+TAKEN = st.one_of(
+    NAMES, st.builds(lambda b, s, t: Box(*b, s, t), BOUNDS, SHAPES, st.sampled_from([np.float32, np.float64])), WHOLE
+)
+
+
+class Anything(gymnasium.Env):
+    """Shows samples of any space, takes only what any other contains, ends every third step."""
+
+    def __init__(self, observed, taken):
+        self.observation_space, self.action_space = observed, taken
+        self.steps = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        self.steps += 1
+        return self.observation_space.sample(), 1.0, self.steps % 3 == 0, False, {}
+
+
+@example(MultiBinary(1), Box(0, 5, (2, 2, 2, 4), np.uint8), "none", False)  # more combinations than integers count
+@given(OBSERVED, TAKEN, st.sampled_from(["none", "gru"]), st.booleans())
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_spaces_train(observed, taken, recurrent, normalize):
+    """Two updates, finite, with actions that the space contains."""
+    name = "test_parts/Anything-v0"
+    gymnasium.registry.pop(name, None)
+    gymnasium.register(name, entry_point=lambda: Anything(observed, taken), disable_env_checker=True)
+    config = TrainConfig(
+        env=f"gymnasium:{name}", num_envs=3, num_steps=4, recurrent=recurrent, recurrent_size=8, shared=normalize,
+        normalize_observations=normalize, normalize_rewards=normalize, action_bounds="squash" if normalize else "clip",
+    )  # fmt: skip
+    envs = make_envs(config, torch.device("cpu"))
+    try:
+        parts = assemble(config, envs, torch.device("cpu"))
+        for _ in range(2):
+            metrics = dict(zip(METRICS, parts.learner.update(parts.collector.collect(), 0.0).tolist(), strict=True))
+            del metrics["explained_variance"]
+            assert all(map(math.isfinite, metrics.values())), metrics
+    finally:
+        envs[0].close()
+        gymnasium.registry.pop(name, None)

@@ -117,7 +117,8 @@ class Categorical(Distribution):
         self.register_buffer("_existing", existing, persistent=False)
         self.register_buffer("_starts_K", torch.tensor(choices.starts), persistent=False)
         self.register_buffer("_sizes_K", torch.tensor(choices.sizes), persistent=False)
-        strides = [math.prod(choices.sizes[k + 1 :]) for k in range(len(choices.sizes))]
+        # Of choices that are not joint the combinations may be more than any integer counts.
+        strides = [math.prod(choices.sizes[k + 1 :]) for k in range(len(choices.sizes))] if choices.joint else []
         self.register_buffer("_strides_K", torch.tensor(strides), persistent=False)
 
     def forward(self, outputs_BH: Tensor, features_BF: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
