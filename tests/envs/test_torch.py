@@ -111,7 +111,8 @@ class Rude(Counter):
 
 
 def test_what_an_environment_does_to_its_actions_stays_there(tmp_path):
-    train(TrainConfig(env="torch:theirs:Rude", num_envs=4, total_steps=400, run_dir=tmp_path / "run", quiet=True))
+    config = TrainConfig(env="torch:theirs:Rude", num_envs=4, total_steps=400, run_dir=tmp_path / "run", quiet=True)
+    assert train(config).env_steps >= 400, "the update found the actions as they were drawn"
 
 
 def test_groups_and_the_public_environments_agree():
