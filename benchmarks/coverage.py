@@ -195,7 +195,6 @@ def table(outcomes: list[Outcome]) -> list[str]:
     rows.append(["all", total.total(), total["trained"], total["refused"], total["failed"]])
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
     lines.insert(1, "|---" * len(rows[0]) + "|")
-    lines.append("")
     return [
         *lines,
         "",

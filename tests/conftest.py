@@ -1,6 +1,9 @@
 """Tests marked `gpu` are skipped where there is no CUDA device; Triton's kernels are interpreted there."""
 
 import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,3 +18,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The README's environment on the device, as the module `reach`."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    code = next(block for block in readme.split("```python\n") if block.startswith("import gymnasium"))
+    (tmp_path / "reach.py").write_text(code.partition("```")[0], encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    sys.modules.pop("reach", None)

@@ -1,7 +1,5 @@
 """The same numbers on a CUDA device as on the CPU, and whole runs there."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from helpers import env_spec
@@ -107,15 +105,6 @@ EVERY_KIND = [
     pytest.param({"env": "Jumanji/Cleaner", "encoder": "small-cnn"}),
     pytest.param({"env": "torch:reach:Reach"}),
 ]
-
-
-@pytest.fixture
-def reach(tmp_path, monkeypatch):
-    """The README's example as a module."""
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    code = next(block for block in readme.split("```python\n") if block.startswith("import gymnasium"))
-    (tmp_path / "reach.py").write_text(code.partition("```")[0], encoding="utf-8")
-    monkeypatch.syspath_prepend(str(tmp_path))
 
 
 @pytest.mark.parametrize("settings", EVERY_KIND)

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import gymnasium
 
 from fasta2c.config import load_preset
-from fasta2c.envs.envpool import look_up_spec
-from fasta2c.envs.gymnasium import GymnasiumEnvs
 from fasta2c.envs.ids import EnvId, registered, resolve
+from fasta2c.envs.make import look_up_spec
 from fasta2c.errors import UserError
 from fasta2c.spaces import Actions, Continuous, EnvSpec
 
@@ -84,12 +83,6 @@ def _brief(actions: Actions) -> str:
 
 def _spec(env_id: EnvId) -> EnvSpec:
     options = load_preset(env_id.family, env_id.name).get("env_kwargs", {})
-    if env_id.backend == "envpool":
-        return look_up_spec(env_id, options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # versions out of date, say
-        envs = GymnasiumEnvs(env_id, 1, seeds=[0], options=options)
-    try:
-        return envs.spec
-    finally:
-        envs.close()
+        return look_up_spec(env_id, options)

@@ -18,7 +18,15 @@ class _ImageEncoder(nn.Module):
 
     minimum: int
     """Pixels a side that the convolutions leave something of."""
+    convolutions: nn.Sequential
+    """From images to flat vectors."""
+    projection: nn.Module
+    """From these to features."""
     features: int
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] of any dtype to features [B, F]."""
+        return self.projection(self.convolutions(self._images(images)))
 
     def _images(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] in the dtype of the convolutions."""
@@ -60,10 +68,6 @@ class NatureCNN(_ImageEncoder):
         self.projection = nn.Sequential(orthogonal(nn.Linear(flat, 512), gain), nn.ReLU())
         self.features = 512
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] of any dtype to features [B, 512]."""
-        return self.projection(self.convolutions(self._images(images)))
-
 
 class ImpalaResNet(_ImageEncoder):
     """The residual network of Espeholt et al. 2018 (arXiv:1802.01561, figure 3): channels 16, 32, 32, features 256.
@@ -90,10 +94,6 @@ class ImpalaResNet(_ImageEncoder):
         self.convolutions = nn.Sequential(*layers, nn.ReLU(), nn.Flatten())
         self.projection = nn.Sequential(orthogonal(nn.Linear(channels * height * width, 256), math.sqrt(2)), nn.ReLU())
         self.features = 256
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] of any dtype to features [B, 256]."""
-        return self.projection(self.convolutions(self._images(images)))
 
 
 class _Residual(nn.Module):
@@ -134,8 +134,5 @@ class SmallCNN(_ImageEncoder):
             nn.ReLU(),
             nn.Flatten(),
         )
+        self.projection = nn.Identity()  # fully connected layers come behind it, beside what else is observed
         self.features = 32 * (height - 4) * (width - 4)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Grids [B, C, H, W] of any dtype to features [B, F]."""
-        return self.convolutions(self._images(images))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,8 +60,13 @@ class Continuous:
 
     def within_bounds(self, actions: NDArray[Any]) -> NDArray[Any]:
         """`actions` [E, *shape], in place, no longer out of bounds by what their dtype rounds."""
-        low, high = (np.reshape(bounds, self.shape) for bounds in (self.low, self.high))
+        low, high = self._limits
         return np.clip(actions, low, high, out=actions)
+
+    @functools.cached_property
+    def _limits(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """`low` and `high` as arrays, made once: they are wanted at every row."""
+        return np.reshape(self.low, self.shape), np.reshape(self.high, self.shape)
 
 
 Actions = Choices | Continuous

@@ -2,7 +2,6 @@
 
 import sys
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,11 +156,8 @@ def test_ids_that_name_no_class(env):
         TorchEnvs(resolve(env), 2, seeds=[0], options={}, device=CPU)
 
 
-def test_the_readmes_example_learns(tmp_path, monkeypatch):
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    code = next(block for block in readme.split("```python\n") if block.startswith("import gymnasium"))
-    (tmp_path / "reach.py").write_text(code.partition("```")[0], encoding="utf-8")
-    monkeypatch.syspath_prepend(str(tmp_path))
+@pytest.mark.usefixtures("reach")
+def test_the_readmes_example_learns(tmp_path):
     config = TrainConfig(
         env="torch:reach:Reach", num_envs=256, total_steps=800_000, run_dir=tmp_path / "run", quiet=True
     )
@@ -169,4 +165,3 @@ def test_the_readmes_example_learns(tmp_path, monkeypatch):
     first = (run.run_dir / "metrics.csv").read_text(encoding="utf-8").splitlines()
     column = first[0].split(",").index("episode_return_mean")
     assert run.mean_return > 0.6 * float(first[1].split(",")[column]), "returns are below 0"
-    sys.modules.pop("reach")

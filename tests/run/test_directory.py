@@ -94,6 +94,7 @@ def test_hidden_files_are_fine() -> None:
     Path("r/.DS_Store").touch()
     create(Path("r")).close()
     create(Path("r")).close()  # only the lock is left of the first
+    assert ".DS_Store" in os.listdir("r")
 
 
 def test_a_file_is_refused() -> None:
@@ -161,6 +162,7 @@ def test_a_filesystem_without_locks_is_usable(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
     create(Path("r")).close()
+    assert Path("r").is_dir()
 
 
 def test_open_wants_a_run() -> None:
