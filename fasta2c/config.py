@@ -74,6 +74,10 @@ class TrainConfig:
     """Weight of the value loss."""
     value_loss: Literal["mse", "huber"] = "mse"
     """Value loss: half the squared error, or Huber's with threshold 1."""
+    num_minibatches: Count = 1
+    """Optimizer steps of one update, each on its share of the environments; V-trace corrects those after the first."""
+    num_epochs: Count = 1
+    """Times that an update goes through its rollout; V-trace corrects all optimizer steps after the first."""
     normalize_advantage: bool = False
     """Standardise advantages over the valid rows of a rollout (value targets never are)."""
     max_grad_norm: Positive = 0.5

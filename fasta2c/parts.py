@@ -14,6 +14,7 @@ from fasta2c.envs.base import HostEnvs, spread_seeds
 from fasta2c.envs.ids import resolve
 from fasta2c.envs.make import look_up_spec, make_env_groups
 from fasta2c.envs.torch import TorchEnvs
+from fasta2c.errors import UserError
 from fasta2c.graphs import Graphs
 from fasta2c.learning.learner import Learner
 from fasta2c.learning.optim import build_optimizer
@@ -81,6 +82,8 @@ def make_envs(config: TrainConfig, device: torch.device, *, stream: int = 0) -> 
 def assemble(config: TrainConfig, envs: Sequence[HostEnvs | TorchEnvs], device: torch.device) -> Parts:
     """The parts of a run of `config` (its preset filled in) over groups of `envs`, fresh parameters on `device`."""
     spec, num_envs = envs[0].spec, sum(group.num_envs for group in envs)
+    if config.num_minibatches > num_envs:
+        raise UserError(f"num_minibatches: {config.num_minibatches} are more than the {num_envs} environments.")
     accel.prepare_training(device)
     torch.manual_seed(config.seed)
     model = build_model(spec, config, device)
@@ -92,7 +95,15 @@ def assemble(config: TrainConfig, envs: Sequence[HostEnvs | TorchEnvs], device: 
     samples = accel.micro_batch(config.micro_batch, device, convolutional=model.convolutional)
     unroll = compiled(model.unroll) if model.memory is not None else None
     buffer = RolloutBuffer(config.num_steps, num_envs, spec, device, state_size=model.state_size)
-    reuse = decide(config.reuse_forward, model, buffer, samples=samples, budget=accel.graph_budget(device))
+    reuse = decide(
+        config.reuse_forward,
+        model,
+        buffer,
+        samples=samples,
+        budget=accel.graph_budget(device),
+        num_minibatches=config.num_minibatches,
+        num_epochs=config.num_epochs,
+    )
     # The graph that autograd keeps is made by the calls themselves, which a recording would not make again.
     graphs = Graphs(device, enabled=not reuse.keep, generators=[generator])
     apart = (compiled(model.policy), compiled(model.values)) if reuse.critic else None
@@ -108,9 +119,14 @@ def assemble(config: TrainConfig, envs: Sequence[HostEnvs | TorchEnvs], device: 
         policy=apart[0] if apart else None,
         unroll=unroll,
         sde_interval=config.sde_interval,
+        keep_log_probs=config.num_minibatches * config.num_epochs > 1,
         keep_graph=reuse.keep,
     )
-    at_once = max(group.num_envs for group in envs) if reuse.keep else min(samples, config.num_steps * num_envs)
+    at_once = (
+        max(group.num_envs for group in envs)
+        if reuse.keep
+        else min(samples, config.num_steps * num_envs // config.num_minibatches)
+    )
     threads = accel.update_threads(at_once, convolutional=model.convolutional)
     learner = Learner(
         model,
@@ -122,6 +138,7 @@ def assemble(config: TrainConfig, envs: Sequence[HostEnvs | TorchEnvs], device: 
         graphs=graphs,
         apart=apart,
         unroll=unroll,
+        keep_graph=reuse.later,
         reward_scaler=RewardScaler(num_envs, config.gamma).to(device) if config.normalize_rewards else None,
     )
     return Parts(envs, model, optimizer, generator, collector, learner, timer, reuse.keep, reuse.note)

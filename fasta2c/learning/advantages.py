@@ -6,6 +6,7 @@ Shapes: T rows, E environments; `TE` in a name is [T, E], `T1E` is [T + 1, E].
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -50,17 +51,56 @@ def gae(
     Returns:
         advantages and returns (advantages + values), [T, E] each, in the dtype of `values`. A dummy row's mean nothing.
     """
-    values_TE, next_values_TE = values[:-1], values[1:]
-    # Selected, never multiplied by a mask: 0 * NaN would be NaN.
-    future_TE = torch.where(terminated, torch.zeros_like(next_values_TE), next_values_TE)
-    deltas_TE = rewards + gamma * future_TE - values_TE
+    deltas_TE = _td_errors(rewards, values, terminated, gamma)
     going_on_TE = ~(terminated | truncated)
     advantages_TE = torch.empty_like(deltas_TE)
     carried_E = torch.zeros_like(deltas_TE[0])
     for t in range(deltas_TE.shape[0] - 1, -1, -1):
         carried_E = deltas_TE[t] + gamma * gae_lambda * torch.where(going_on_TE[t], carried_E, 0.0)
         advantages_TE[t] = carried_E
-    return advantages_TE, advantages_TE + values_TE
+    return advantages_TE, advantages_TE + values[:-1]
+
+
+def vtrace(
+    rewards: Tensor,
+    values: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    ratios: Tensor,
+    *,
+    gamma: float,
+    gae_lambda: float,
+) -> tuple[Tensor, Tensor]:
+    """`gae` of rows that another policy acted in: V-trace (Espeholt et al. 2018, arXiv:1802.01561) with GAE's lambda.
+
+    `A[t] = rho[t] (delta[t] + gamma lambda A[t + 1])` with `rho = min(ratio, 1)`: as both of V-trace's bounds are 1,
+    the weight of the policy's gradient and the step from a value to its target are this one number. Where no ratio is
+    below 1 it is GAE. Ends of episodes are those of `gae`.
+
+    Args:
+        rewards, values, terminated, truncated, gamma, gae_lambda: as `gae` has them; values by the policy that learns.
+        ratios: [T, E] probability of each action by the policy that learns over that by the one that acted.
+
+    Returns:
+        advantages, weighted, and value targets (advantages + values), [T, E] each. A dummy row's mean nothing.
+    """
+    deltas_TE = _td_errors(rewards, values, terminated, gamma)
+    going_on_TE = ~(terminated | truncated)
+    weights_TE = ratios.clamp(max=1.0)
+    advantages_TE = torch.empty_like(deltas_TE)
+    carried_E = torch.zeros_like(deltas_TE[0])
+    for t in range(deltas_TE.shape[0] - 1, -1, -1):
+        onward_E = torch.where(going_on_TE[t], carried_E, 0.0)
+        carried_E = weights_TE[t] * (deltas_TE[t] + gamma * gae_lambda * onward_E)
+        advantages_TE[t] = carried_E
+    return advantages_TE, advantages_TE + values[:-1]
+
+
+def _td_errors(rewards: Tensor, values: Tensor, terminated: Tensor, gamma: float) -> Tensor:
+    """One-step errors of the values, [T, E]."""
+    # Selected, never multiplied by a mask: 0 * NaN would be NaN.
+    future_TE = torch.where(terminated, 0.0, values[1:])
+    return rewards + gamma * future_TE - values[:-1]
 
 
 def build_gae(name: str, device: torch.device) -> AdvantageFunction:
@@ -77,6 +117,11 @@ def build_gae(name: str, device: torch.device) -> AdvantageFunction:
 
         return gae_triton
     return accel.maybe_compile(gae, enabled=name == "compiled")
+
+
+def build_vtrace(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """`vtrace`, compiled where `name`, of a form of `gae`, asks for that."""
+    return accel.maybe_compile(vtrace, enabled=name == "compiled")
 
 
 def standardise(advantages_TE: Tensor, valid_TE: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Shapes: T rows, E environments.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from fasta2c import accel
 from fasta2c.config import TrainConfig
 from fasta2c.graphs import Graphs
-from fasta2c.learning.advantages import build_gae, standardise
+from fasta2c.learning.advantages import build_gae, build_vtrace, standardise
 from fasta2c.learning.loss import loss_sums
 from fasta2c.learning.optim import clip_grad_norm, schedule, set_learning_rate
 from fasta2c.learning.rewards import RewardScaler
@@ -36,6 +36,7 @@ class Learner:
         threads: torch's, on a CPU, while it updates.
         apart: observations to action distributions, and to values, if rollouts come without values: the learner then
             makes these, many rows at once, and differentiates the very ones that advantages are made of.
+        keep_graph: keep the graphs of forward passes that V-trace needs complete; else they are made twice.
         unroll: what a network with memory is called by instead of `forward`: backpropagation goes through all rows.
         graphs: record the update on a GPU.
         reward_scaler: of the rewards that are learnt from, if they are to be scaled.
@@ -53,6 +54,7 @@ class Learner:
         graphs: Graphs,
         apart: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None,
         unroll: Unroll | None = None,
+        keep_graph: bool = True,
         reward_scaler: RewardScaler | None = None,
     ) -> None:
         self._model = model
@@ -64,9 +66,11 @@ class Learner:
         self._graphs = graphs
         self._apart = apart
         self._unroll = unroll
+        self._keep_graph = keep_graph
         self.reward_scaler = reward_scaler
         device = next(model.parameters()).device
         self._gae = build_gae(config.gae, device)
+        self._vtrace = build_vtrace(config.gae)
         self._ent_coef = torch.tensor(config.ent_coef, device=device)
         self._rollout: RolloutBuffer | None = None
         self._step: Callable[[], Tensor] | None = None
@@ -87,40 +91,77 @@ class Learner:
             return self._step()
 
     def _update(self, rollout: RolloutBuffer) -> Tensor:
-        config = self._config
-        forwards = self._forwards(rollout)
-        advantages_TE, returns_TE = self._gae(
-            self._rewards(rollout),
-            rollout.values_T1E,
-            rollout.terminated_TE,
-            rollout.truncated_TE,
-            gamma=config.gamma,
-            gae_lambda=config.gae_lambda,
-        )
+        rewards_TE = self._rewards(rollout)
+        returns_TE = torch.empty_like(rewards_TE)
+        totals, grad_norms = torch.zeros(3, device=returns_TE.device), []
+        shares = list(rollout.shares(self._config.num_minibatches))
+        for number, envs in enumerate(shares * self._config.num_epochs):
+            # The first step is that of the policy that acted; what follows learns from another's actions.
+            forwards, ratios_TE = (self._forwards(rollout, envs), None) if number == 0 else self._anew(rollout, envs)
+            advantages_TE, returns_TE[:, envs] = self._advantages(rollout, rewards_TE[:, envs], envs, ratios_TE)
+            sums, grad_norm = self._step_on(rollout, envs, forwards, advantages_TE, returns_TE)
+            totals += sums
+            grad_norms.append(grad_norm)
+        if self._model.moments is not None:  # only now: within an update all is normalised alike
+            for chunk in rollout.chunks(self._samples):
+                self._model.update_moments(rollout.observations(*chunk))
         valid_TE = rollout.valid_TE
-        count = valid_TE.sum().clamp_min(1)
+        means = totals / (self._config.num_epochs * valid_TE.sum()).clamp_min(1)
         explained = explained_variance(rollout.values_T1E[:-1], returns_TE, valid_TE)
-        if config.normalize_advantage:
-            advantages_TE = standardise(advantages_TE, valid_TE)
+        return torch.cat([means, torch.stack([explained, torch.stack(grad_norms).mean()])])
 
-        self._optimizer.zero_grad(set_to_none=True)
+    def _advantages(
+        self, rollout: RolloutBuffer, rewards_TE: Tensor, envs: slice, ratios_TE: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Advantages and value targets of `envs`, whose actions' probabilities have changed by `ratios_TE`."""
+        rows = (rewards_TE, rollout.values_T1E[:, envs], rollout.terminated_TE[:, envs], rollout.truncated_TE[:, envs])
+        gamma, gae_lambda = self._config.gamma, self._config.gae_lambda
+        if ratios_TE is None:
+            advantages_TE, returns_TE = self._gae(*rows, gamma=gamma, gae_lambda=gae_lambda)
+        else:
+            advantages_TE, returns_TE = self._vtrace(*rows, ratios_TE, gamma=gamma, gae_lambda=gae_lambda)
+        if self._config.normalize_advantage:
+            advantages_TE = standardise(advantages_TE, rollout.valid_TE[:, envs])
+        return advantages_TE, returns_TE
+
+    def _step_on(
+        self,
+        rollout: RolloutBuffer,
+        envs: slice,
+        forwards: Iterable[Forward],
+        advantages_TE: Tensor,
+        returns_TE: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """One optimizer step on the rows of `envs`; returns the sums of its losses and the norm of its gradient.
+
+        Args:
+            rollout: all rows.
+            envs: whose rows these are.
+            forwards: the model's outputs, which together cover them.
+            advantages_TE: of `envs` alone.
+            returns_TE: value targets of all environments.
+        """
+        count = rollout.valid_TE[:, envs].sum().clamp_min(1)
         totals = torch.zeros(3, device=count.device)
-        for (rows, envs), policy_BP, values_B in forwards:
+        self._optimizer.zero_grad(set_to_none=True)
+        for (rows, part), policy_BP, values_B in forwards:
+            own = slice(part.start - envs.start, part.stop - envs.start)
             sums = loss_sums(
                 self._model.distribution,
                 policy_BP,
                 values_B,
-                *(x[rows, envs].flatten(0, 1) for x in (rollout.actions_TE, advantages_TE, returns_TE, valid_TE)),
-                value_loss=config.value_loss,
+                rollout.actions_TE[rows, part].flatten(0, 1),
+                advantages_TE[rows, own].flatten(),
+                returns_TE[rows, part].flatten(),
+                rollout.valid_TE[rows, part].flatten(),
+                value_loss=self._config.value_loss,
             )
-            ((sums.policy + config.vf_coef * sums.value - self._ent_coef * sums.entropy) / count).backward()
+            loss = sums.policy + self._config.vf_coef * sums.value - self._ent_coef * sums.entropy
+            (loss / count).backward()
             totals += torch.stack(sums).detach()
-        grad_norm = clip_grad_norm(self._model.parameters(), config.max_grad_norm)
+        grad_norm = clip_grad_norm(self._model.parameters(), self._config.max_grad_norm)
         self._optimizer.step()
-        if self._model.moments is not None:  # only now: within a rollout all is normalised alike
-            for chunk in rollout.chunks(self._samples):
-                self._model.update_moments(rollout.observations(*chunk))
-        return torch.cat([totals / count, torch.stack([explained, grad_norm])])
+        return totals, grad_norm
 
     def _rewards(self, rollout: RolloutBuffer) -> Tensor:
         """The rewards [T, E] that are learnt from."""
@@ -131,15 +172,13 @@ class Learner:
         clip = self._config.reward_clip
         return rewards_TE.clamp(-clip, clip) if clip else rewards_TE
 
-    def _forwards(self, rollout: RolloutBuffer) -> Iterator[Forward]:
-        """The model's outputs over the rollout, made when asked for; its values are complete when this returns."""
+    def _forwards(self, rollout: RolloutBuffer, envs: slice) -> Iterator[Forward]:
+        """The model's outputs for `envs`, made when asked for; the values are those it acted by, complete on return."""
         if rollout.forwards:
             return _popped(rollout.forwards)
-        chunks = list(rollout.chunks(self._samples))
-        if self._unroll is not None:
-            return self._unrolled(rollout, self._unroll, chunks)
+        chunks = list(rollout.chunks(self._samples, envs))
         if self._apart is None:
-            return (Forward(chunk, *self._forward(rollout.observations(*chunk))) for chunk in chunks)
+            return self._made_when_asked(rollout, chunks)
         policy, critic = self._apart
         values = []
         for chunk in chunks:
@@ -147,18 +186,51 @@ class Learner:
             rollout.values_T1E[chunk] = values[-1].detach().view_as(rollout.values_T1E[chunk])
         last = slice(rollout.num_steps, rollout.num_steps + 1)
         with torch.no_grad():
-            for envs in env_slices(slice(0, rollout.num_envs), self._samples):
-                rollout.values_T1E[last, envs] = critic(rollout.observations(last, envs))
+            for part in env_slices(envs, self._samples):
+                rollout.values_T1E[last, part] = critic(rollout.observations(last, part))
         return (
             Forward(chunk, policy(rollout.observations(*chunk)), values_B)
             for chunk, values_B in zip(chunks, values, strict=True)
         )
 
-    def _unrolled(self, rollout: RolloutBuffer, unroll: Unroll, chunks: list[Chunk]) -> Iterator[Forward]:
-        for rows, envs in chunks:
-            state = rollout.first_state_ES[envs]
-            policy_BP, values_B, _ = unroll(rollout.observations(rows, envs), state, rollout.opens(rows, envs))
-            yield Forward((rows, envs), policy_BP, values_B)
+    def _anew(self, rollout: RolloutBuffer, envs: slice) -> tuple[Iterator[Forward], Tensor]:
+        """The model's outputs for `envs` since it has changed, its values of T + 1 rows written into the rollout.
+
+        Returns:
+            the outputs, their graphs kept if there is room, and the ratios [T, envs] of the actions' probabilities by
+            now to those when they were drawn.
+        """
+        chunks = list(rollout.chunks(self._samples, envs))
+        kept, ratios_TE = [], torch.empty_like(rollout.log_probs_TE)
+        for chunk in chunks:
+            rows, part = chunk
+            with torch.set_grad_enabled(self._keep_graph):
+                policy_BP, values_B, state = self._outputs(rollout, *chunk, rollout.first_state_ES[part])
+            with torch.no_grad():
+                actions = rollout.actions_TE[chunk].flatten(0, 1)
+                log_probs_B, _ = self._model.distribution.log_prob_and_entropy(policy_BP, actions)
+                ratios_TE[chunk] = (log_probs_B.view_as(ratios_TE[chunk]) - rollout.log_probs_TE[chunk]).exp()
+                rollout.values_T1E[chunk] = values_B.view_as(ratios_TE[chunk])
+                if rows.stop == rollout.num_steps:
+                    last = slice(rows.stop, rows.stop + 1)
+                    rollout.values_T1E[last, part] = self._outputs(rollout, last, part, state)[1]
+            if self._keep_graph:
+                kept.append(Forward(chunk, policy_BP, values_B))
+        return iter(kept) if self._keep_graph else self._made_when_asked(rollout, chunks), ratios_TE[:, envs]
+
+    def _made_when_asked(self, rollout: RolloutBuffer, chunks: Iterable[Chunk]) -> Iterator[Forward]:
+        for chunk in chunks:
+            policy_BP, values_B, _ = self._outputs(rollout, *chunk, rollout.first_state_ES[chunk[1]])
+            yield Forward(chunk, policy_BP, values_B)
+
+    def _outputs(
+        self, rollout: RolloutBuffer, rows: slice, envs: slice, state_ES: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The model's distributions and values for some rows, and what it remembers behind them."""
+        observations = rollout.observations(rows, envs)
+        if self._unroll is None:
+            return *self._forward(observations), state_ES
+        return self._unroll(observations, state_ES, rollout.opens(rows, envs))
 
 
 def _popped(forwards: list[Forward]) -> Iterator[Forward]:

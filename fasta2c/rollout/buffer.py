@@ -5,6 +5,7 @@ Shapes: T rows, E environments, S frames a stack; `TE` in a name is [T, E], `T1E
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -82,6 +83,8 @@ class RolloutBuffer:
         self.truncated_TE = torch.zeros(grid, dtype=torch.bool, device=device)
         self.valid_TE = torch.zeros(grid, dtype=torch.bool, device=device)
         self.values_T1E = torch.zeros((num_steps + 1, num_envs), device=device)
+        self.log_probs_TE = torch.zeros(grid, device=device)
+        """Of the actions, by the policy that took them, if the collector keeps them."""
         self.state_ES = torch.zeros((num_envs, state_size), device=device)
         """What the network remembers behind the rows acted for so far."""
         self.first_state_ES = torch.zeros_like(self.state_ES)
@@ -138,23 +141,29 @@ class RolloutBuffer:
             last = kept[self.num_steps :]
             kept[: self.stack] = last.clone() if self.num_steps < self.stack else last  # the two may overlap
 
-    def chunks(self, samples: int) -> Iterator[Chunk]:
-        """Rectangles of at most `samples` samples (at least one) that cover the rollout once.
+    def shares(self, count: int) -> Iterator[slice]:
+        """`count` shares of the environments, as equal as can be."""
+        bounds = [self.num_envs * n // count for n in range(count + 1)]
+        return (slice(start, stop) for start, stop in itertools.pairwise(bounds))
+
+    def chunks(self, samples: int, envs: slice | None = None) -> Iterator[Chunk]:
+        """Rectangles of at most `samples` samples (at least one) that cover `envs`, or the whole rollout, once.
 
         A network that remembers needs all rows of an environment at once.
         """
+        envs = envs or slice(0, self.num_envs)
+        num_envs = envs.stop - envs.start
         if self.state_ES.shape[1]:
-            for envs in env_slices(slice(0, self.num_envs), max(1, samples // self.num_steps)):
-                yield slice(0, self.num_steps), envs
-            return
-        if samples >= self.num_envs:
-            rows = samples // self.num_envs
+            for part in env_slices(envs, max(1, samples // self.num_steps)):
+                yield slice(0, self.num_steps), part
+        elif samples >= num_envs:
+            rows = samples // num_envs
             for t in range(0, self.num_steps, rows):
-                yield slice(t, min(t + rows, self.num_steps)), slice(0, self.num_envs)
+                yield slice(t, min(t + rows, self.num_steps)), envs
         else:
             for t in range(self.num_steps):
-                for envs in env_slices(slice(0, self.num_envs), samples):
-                    yield slice(t, t + 1), envs
+                for part in env_slices(envs, samples):
+                    yield slice(t, t + 1), part
 
 
 def env_slices(envs: slice, samples: int) -> Iterator[slice]:

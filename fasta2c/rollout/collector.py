@@ -45,6 +45,7 @@ class Collector:
             values and the next state.
         sde_interval: rows between drawings of the exploration that several rows share, where actions have one; 0 draws
             it once a rollout.
+        keep_log_probs: keep the actions' log-probabilities in the buffer, for updates by other parameters than acted.
         keep_graph: act with gradients and keep the graphs in the buffer, for an update that needs no second forward
             pass. The parameters must not change before that update.
     """
@@ -63,6 +64,7 @@ class Collector:
         policy: Callable[[Tensor], Tensor] | None = None,
         unroll: Unroll | None = None,
         sde_interval: int = 0,
+        keep_log_probs: bool = False,
         keep_graph: bool = False,
     ) -> None:
         self._model = model
@@ -73,6 +75,7 @@ class Collector:
         self._generator = generator
         self._samples = samples
         self._timer = timer
+        self._keep_log_probs = keep_log_probs
         self._keep_graph = keep_graph
         taken = distribution.env_actions(buffer.actions_TE[0])
         self._downloads: list[Callable[[Tensor], Any]] = [
@@ -152,6 +155,8 @@ class Collector:
         policy_GP = self._forward(t, columns, keep_graph=self._keep_graph)
         exploration = None if self._exploration is None else self._exploration[columns]
         drawn = self._distribution.sample(policy_GP, self._generator, exploration)
+        if self._keep_log_probs:
+            self._buffer.log_probs_TE[t, columns] = self._distribution.log_prob_and_entropy(policy_GP, drawn)[0]
         return self._distribution.env_actions(self._buffer.actions_TE[t, columns].copy_(drawn))
 
     def _forward(self, t: int, columns: slice, *, keep_graph: bool = False) -> Tensor:

@@ -28,10 +28,21 @@ class Reuse(NamedTuple):
     """Those of the forward passes that act."""
     critic: bool = False
     """Those of a critic of its own, which evaluates the rollout when it is complete."""
+    later: bool = False
+    """Those that V-trace makes before the optimizer steps behind the first."""
     note: str | None = None
 
 
-def decide(requested: str, model: ActorCritic, buffer: RolloutBuffer, *, samples: int, budget: int) -> Reuse:
+def decide(
+    requested: str,
+    model: ActorCritic,
+    buffer: RolloutBuffer,
+    *,
+    samples: int,
+    budget: int,
+    num_minibatches: int = 1,
+    num_epochs: int = 1,
+) -> Reuse:
     """Whether a run keeps its graphs.
 
     Args:
@@ -41,6 +52,9 @@ def decide(requested: str, model: ActorCritic, buffer: RolloutBuffer, *, samples
         buffer: the rollout to fill.
         samples: the most observations the model is called with at once.
         budget: bytes the graphs may take; beyond, they are not kept, whatever is requested.
+        num_minibatches: shares of the rollout that have an optimizer step each; behind the first of several, the
+            parameters are no longer those that acted.
+        num_epochs: times that the rollout is gone through.
     """
     if requested == "off":
         return Reuse(False)
@@ -50,6 +64,9 @@ def decide(requested: str, model: ActorCritic, buffer: RolloutBuffer, *, samples
         )
         return Reuse(False, note=note)
     needed = graph_bytes(model, buffer, samples)
+    if num_minibatches * num_epochs > 1:
+        note = "only an update of one optimizer step can keep the graph that acted." if requested == "on" else None
+        return Reuse(False, later=needed / num_minibatches <= budget, note=note)
     apart = model.critic_encoder is not None and needed <= budget
     worthwhile = model.convolutional and buffer.num_envs >= WORTHWHILE
     if requested == "auto" and not (worthwhile and buffer.actions_TE.device.type == "cpu"):

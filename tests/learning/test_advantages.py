@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import vtrace_reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fasta2c.learning.advantages import build_gae, gae, standardise
+from fasta2c.learning.advantages import build_gae, build_vtrace, gae, standardise, vtrace
 
 
 def reference(rewards, values, terminated, truncated, gamma, lam):
@@ -100,6 +101,59 @@ def test_a_dummy_row_reaches_no_other_row(poison):
         if terminated is ended:
             bad_values[2] = poison  # after a truncation this value is the bootstrap
         dirty, _ = gae(bad_rewards, bad_values, terminated, truncated, gamma=0.9, gae_lambda=0.8)
+        valid = [0, 1, 3]
+        assert torch.equal(clean[valid], dirty[valid])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    T=st.integers(1, 9), E=st.integers(1, 4), seed=st.integers(0, 10_000), gamma=st.floats(0, 1), lam=st.floats(0, 1)
+)
+def test_vtrace_matches_its_reference(T, E, seed, gamma, lam):
+    rng = np.random.default_rng(seed)
+    rewards, values, ratios = rng.normal(size=(T, E)), rng.normal(size=(T + 1, E)), np.exp(rng.normal(size=(T, E)))
+    terminated, truncated = rng.random((T, E)) < 0.3, rng.random((T, E)) < 0.3
+    arrays = (rewards, values, terminated, truncated, ratios)
+    for name in ("scan", "auto"):
+        advantages, returns = build_vtrace(name)(*map(torch.from_numpy, arrays), gamma=gamma, gae_lambda=lam)
+        expected = vtrace_reference(*arrays, gamma, lam)
+        np.testing.assert_allclose(advantages.numpy(), expected, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(returns.numpy(), expected + values[:-1], rtol=1e-9, atol=1e-9)
+
+
+def test_vtrace_by_hand():
+    none = column(0, 0).bool()
+    ratios = column(0.5, 4.0)  # the second counts as 1
+    advantages, returns = vtrace(
+        column(1.0, 2.0), column(10.0, 20.0, 30.0), none, none, ratios, gamma=0.5, gae_lambda=0.5
+    )
+    # delta = [1, -3];  adv = [0.5 (1 - 0.25 * 3), -3]
+    assert advantages.flatten().tolist() == [0.125, -3.0]
+    assert returns.flatten().tolist() == [10.125, 17.0]
+
+
+def test_vtrace_on_policy_is_gae_bit_for_bit():
+    generator = torch.Generator().manual_seed(0)
+    rewards, values = torch.randn(11, 7, generator=generator), torch.randn(12, 7, generator=generator)
+    terminated = torch.rand(11, 7, generator=generator) < 0.2
+    truncated = torch.rand(11, 7, generator=generator) < 0.2
+    rows = (rewards, values, terminated, truncated)
+    expected = gae(*rows, gamma=0.9, gae_lambda=0.8)
+    for got, wanted in zip(vtrace(*rows, torch.ones(11, 7), gamma=0.9, gae_lambda=0.8), expected, strict=True):
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("poison", [math.nan, 1e6, math.inf])
+def test_a_dummy_row_reaches_no_other_row_by_vtrace(poison):
+    rewards, values = column(1.0, 2.0, 3.0, 4.0), column(5.0, 6.0, 7.0, 8.0, 9.0)
+    ended, none, ratios = column(0, 1, 0, 0).bool(), column(0, 0, 0, 0).bool(), column(0.5, 0.7, 0.9, 2.0)
+    for terminated, truncated in ((ended, none), (none, ended)):
+        clean, _ = vtrace(rewards, values, terminated, truncated, ratios, gamma=0.9, gae_lambda=0.8)
+        bad_rewards, bad_values, bad_ratios = rewards.clone(), values.clone(), ratios.clone()
+        bad_rewards[2] = bad_ratios[2] = poison
+        if terminated is ended:
+            bad_values[2] = poison
+        dirty, _ = vtrace(bad_rewards, bad_values, terminated, truncated, bad_ratios, gamma=0.9, gae_lambda=0.8)
         valid = [0, 1, 3]
         assert torch.equal(clean[valid], dirty[valid])
 

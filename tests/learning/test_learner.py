@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import env_spec
+from helpers import env_spec, vtrace_reference
 
 from fasta2c.config import TrainConfig
 from fasta2c.graphs import Graphs
@@ -31,7 +31,7 @@ def rollout(seed=0):
     return buffer
 
 
-def learner(samples=1024, **config):
+def learner(samples=1024, keep_graph=True, **config):
     settings = TrainConfig(**{"lr": 0.05, "optimizer": "rmsprop", **config})
     torch.manual_seed(1)
     model = ActorCritic(SPEC, settings)
@@ -46,6 +46,7 @@ def learner(samples=1024, **config):
         samples=samples,
         threads=1,
         graphs=graphs,
+        keep_graph=keep_graph,
         reward_scaler=scaler,
     )
 
@@ -171,6 +172,73 @@ def test_observations_count_only_once_the_update_is_made():
     assert model.moments.count == T * E
     torch.testing.assert_close(model.moments.mean_D, seen.mean(dim=0))
     torch.testing.assert_close(model.moments.variance_D, seen.var(dim=0, correction=0))
+
+
+def one_by_one(buffer, settings, steps):
+    """The parameters behind `steps` (slices of environments): each an update by the definition, in plain sums."""
+    torch.manual_seed(1)
+    model = ActorCritic(SPEC, settings)
+    optimizer = build_optimizer(model, settings)
+    values = buffer.values_T1E.clone()
+    for number, envs in enumerate(steps):
+        policies, fresh = [], []
+        for t in range(T + 1):
+            policy, value = model(buffer.observations(slice(t, t + 1), envs))
+            policies.append(policy)
+            fresh.append(value)
+        log_probs, entropies = model.distribution.log_prob_and_entropy(
+            torch.cat(policies[:T]), buffer.actions_TE[:, envs].flatten()
+        )
+        ratios = torch.ones(T, envs.stop - envs.start)
+        if number:  # only the first is by the policy that acted
+            values[:, envs] = torch.stack(fresh).detach()
+            ratios = (log_probs.detach().view_as(ratios) - buffer.log_probs_TE[:, envs]).exp()
+        rows = [x[:, envs].numpy() for x in (buffer.rewards_TE, values, buffer.terminated_TE, buffer.truncated_TE)]
+        advantages = torch.tensor(vtrace_reference(*rows, ratios.numpy(), settings.gamma, settings.gae_lambda)).float()
+        valid = buffer.valid_TE[:, envs].flatten()
+        targets = (advantages + values[:T, envs]).flatten()
+        loss = (
+            -(log_probs * advantages.flatten())[valid].mean()
+            + settings.vf_coef * 0.5 * (torch.cat(fresh[:T]) - targets)[valid].square().mean()
+            - settings.ent_coef * entropies[valid].mean()
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+        optimizer.step()
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("keep_graph", [True, False])
+@pytest.mark.parametrize("samples", [1024, 4])
+@pytest.mark.parametrize(("num_minibatches", "num_epochs"), [(1, 1), (2, 1), (4, 1), (1, 2), (3, 3)])
+def test_minibatches_are_steps_of_their_own(num_minibatches, num_epochs, samples, keep_graph):
+    buffer = rollout()
+    buffer.log_probs_TE.copy_(torch.linspace(-3, 0, T * E).view(T, E))
+    buffer.truncated_TE[1, 2] = buffer.terminated_TE[2, 5] = True
+    buffer.valid_TE[2, 2] = buffer.valid_TE[3, 5] = False
+    options = {"num_minibatches": num_minibatches, "num_epochs": num_epochs, "ent_coef": 0.1, "lr": 0.01}
+    bounds = [E * n // num_minibatches for n in range(num_minibatches + 1)]
+    steps = [slice(*pair) for pair in zip(bounds, bounds[1:], strict=False)] * num_epochs
+    expected = one_by_one(buffer, TrainConfig(optimizer="rmsprop-tf", **options), steps)
+    got, metrics = parameters_after(buffer, samples, optimizer="rmsprop-tf", keep_graph=keep_graph, **options)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    assert torch.isfinite(metrics).all()
+
+
+def test_a_poisoned_dummy_row_moves_nothing_by_vtrace():
+    def make(poison):
+        buffer = rollout()
+        buffer.terminated_TE[1, 2] = True
+        buffer.valid_TE[2, 2] = False
+        for x in (buffer.rewards_TE, buffer.values_T1E, buffer.log_probs_TE):
+            x[2, 2] = poison
+        return parameters_after(buffer, ent_coef=0.1, num_minibatches=2, num_epochs=2)[0]
+
+    clean = make(0.0)
+    assert torch.isfinite(clean).all()
+    for poison in (math.nan, math.inf, -1e6):
+        assert torch.equal(clean, make(poison))
 
 
 @pytest.mark.parametrize("shared", [True, False])
