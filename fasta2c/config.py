@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from fasta2c.errors import UserError, did_you_mean
-from fasta2c.fields import Count, NonNegative, Positive, Range, Unit, Whole, check, convert, kind_of, show
+from fasta2c.fields import Count, Finite, NonNegative, Positive, Range, Unit, Whole, check, convert, kind_of, show
 
 ENCODERS = ("auto", "mlp", "nature-cnn", "impala", "small-cnn")
 Schedule = Literal["constant", "linear", "cosine"]
@@ -37,6 +37,8 @@ class TrainConfig:
     """T: rows of one rollout; one update is made of T x E rows."""
     total_steps: Annotated[int, Range(1, 2**53)] = 1_000_000
     """Length of the run in env steps (reset rows do not count)."""
+    target_return: Finite | None = None
+    """End the run once the last 100 episodes average this; without, total_steps alone do."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Seed of environments, parameters and sampling."""
     device: str = "auto"
@@ -162,8 +164,8 @@ class TrainConfig:
 
 # What --resume may change: nothing here alters what is learnt, except that a longer run stretches the schedules.
 RESUMABLE = frozenset(
-    {"total_steps", "log_interval", "checkpoint_interval", "eval_interval", "eval_episodes", "quiet", "env_threads"}
-    | {"device", "compile", "env_groups", "micro_batch", "reuse_forward"}
+    {"total_steps", "target_return", "log_interval", "checkpoint_interval", "eval_interval", "eval_episodes", "quiet"}
+    | {"device", "compile", "env_threads", "env_groups", "micro_batch", "reuse_forward"}
 )
 
 # What a run's config.yaml holds beside the configuration.

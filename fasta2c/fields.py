@@ -29,6 +29,8 @@ class Range:
 
     def __str__(self) -> str:
         low, high = (f"{bound:,}" for bound in (self.low, self.high))
+        if self.low == -math.inf:
+            return "finite"
         if self.high == math.inf:
             return f"finite and {'above' if self.above else 'at least'} {low}"
         return f"{'above' if self.above else 'from'} {low} {'and at most' if self.above else 'to'} {high}"
@@ -37,6 +39,7 @@ class Range:
 # The upper bounds are where EnvPool's and torch's integers end; what fits in memory is less.
 Count = Annotated[int, Range(1, 2**31 - 1)]
 Whole = Annotated[int, Range(0, 2**31 - 1)]
+Finite = Annotated[float, Range()]
 Unit = Annotated[float, Range(0, 1)]
 NonNegative = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(0, above=True)]

@@ -216,7 +216,7 @@ class Trainer:
         if self.parts.note:
             progress.say(self.parts.note)
         warm_update = self.update + warm_up_updates(self.device)
-        while self.env_steps < config.total_steps and signals.received is None:
+        while self.env_steps < config.total_steps and not self._reached and signals.received is None:
             fraction = self.env_steps / config.total_steps
             rollout = collector.collect()
             with timer("update"):
@@ -231,6 +231,12 @@ class Trainer:
                 if self.update % config.checkpoint_interval == 0:
                     self._save()
                 progress.update(self.env_steps, sps=self.sps, episode_return=collector.episodes.mean_return)
+
+    @property
+    def _reached(self) -> bool:
+        """Whether the games of late are as good as was asked for."""
+        target, episodes = self.config.target_return, self.collector.episodes
+        return target is not None and episodes.full and (episodes.mean_return or 0.0) >= target
 
     @property
     def wall_seconds(self) -> float:

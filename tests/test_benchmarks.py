@@ -109,3 +109,58 @@ def test_coverage_blames_a_crash_on_the_id_it_happened_in(tmp_path, monkeypatch)
 def test_coverage_with_a_pattern_that_matches_nothing():
     done = script("coverage.py", "nothing*")
     assert done.returncode == 2 and "no environment matches" in done.stderr
+
+
+def scores(tmp_path, *flags):
+    places = ("--runs", tmp_path / "runs", "--results", tmp_path / "results", "--table", tmp_path / "table.md")
+    return script("scores.py", "--suite", "classic", "--games", "CartPole,Acrobot", *places, *flags)
+
+
+def test_scores_are_told_run_by_run_and_in_a_table(tmp_path):
+    marks = ("<!-- scores.py writes from here -->", "<!-- to here -->")
+    (tmp_path / "table.md").write_text(f"before\n{marks[0]}\nold\n{marks[1]}\nbehind\n")
+    done = scores(tmp_path, "--seeds", 2, "--jobs", 2, "--total-steps", 2000, "--episodes", 3)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = [json.loads(line) for line in (tmp_path / "results" / "scores.jsonl").read_text().splitlines()]
+    assert {(r["env"], r["seed"]) for r in told} == {
+        (env, seed) for env in ("Classic/CartPole", "Classic/Acrobot") for seed in (0, 1)
+    }
+    cart = next(r for r in told if r["env"] == "Classic/CartPole" and r["seed"] == 1)
+    assert cart["command"] == "fasta2c train --env Classic/CartPole --seed 1 --total-steps 2000"
+    assert cart["sampled"]["episodes"] == cart["greedy"]["episodes"] == 3 and cart["env_steps"] >= 2000
+    curve = (tmp_path / "results" / cart["curve"]).read_text().splitlines()
+    assert curve[0].startswith("env_steps,") and int(curve[-1].split(",")[0]) == cart["env_steps"]
+    text = (tmp_path / "table.md").read_text()
+    assert text.startswith("before\n") and text.endswith("behind\n") and "old" not in text
+    assert text.count("| Classic/CartPole | RL-Zoo 500 (0.5) |") == 1
+    again = scores(tmp_path, "--seeds", 2)
+    assert again.stdout.count("scored already") == 4 and (tmp_path / "table.md").read_text() == text
+
+
+def test_scores_that_the_budget_cuts_short_go_on(tmp_path):
+    (tmp_path / "table.md").write_text("<!-- scores.py writes from here --><!-- to here -->")
+    summary = tmp_path / "runs" / "Classic-CartPole-s0" / "summary.json"
+    for _ in range(10):  # on a slow machine a run may not have begun within its budget
+        done = scores(tmp_path, "--seeds", 1, "--budget", 0.15)
+        assert done.returncode == 0 and not (tmp_path / "results").exists(), done.stdout + done.stderr
+        if summary.exists():
+            break
+    told = json.loads(summary.read_text())
+    assert told["status"] == "stopped" and 0 < told["env_steps"] < 1_500_000
+    assert "goes on" in scores(tmp_path, "--seeds", 1, "--budget", 0.15).stdout
+
+
+def test_a_curve_is_thinned_but_keeps_its_ends(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import scores
+
+    written = {"wall_seconds": "", "episodes": "", "episode_return_mean": "", "entropy": "", "explained_variance": ""}
+    rows = [{"env_steps": str(n), **written} for n in range(12_345)]
+    scores.write_curve(tmp_path / "curve.csv", rows)
+    lines = (tmp_path / "curve.csv").read_text().splitlines()
+    assert len(lines) == 501 and lines[1].startswith("0,") and lines[-1].startswith("12344,")
+
+
+def test_scores_name_the_games_there_are():
+    done = script("scores.py", "--games", "Pogn")
+    assert done.returncode == 2 and "no Pogn among" in done.stderr

@@ -116,6 +116,20 @@ def test_the_same_seed_gives_the_same_parameters_on_pong(tmp_path, precision):
     assert runs[0]["update"] == 50 and same_parameters(*runs)
 
 
+def test_a_target_return_ends_the_run_once_a_hundred_games_reach_it(tmp_path):
+    result = train(config(tmp_path, total_steps=1_000_000, target_return=15.0))  # random play scores 22
+    assert result.mean_return >= 15 and 100 <= result.episodes < 130 and result.env_steps < 10_000
+    assert json.loads((result.run_dir / "summary.json").read_text())["status"] == "done"
+    further = train(TrainConfig(target_return=25.0, total_steps=1_000_000), resume=result.run_dir)
+    assert further.mean_return >= 25 and result.env_steps < further.env_steps < 1_000_000
+
+
+def test_more_minibatches_than_environments_are_refused(tmp_path):
+    with pytest.raises(UserError, match="num_minibatches: 9 are more than the 8 environments"):
+        train(config(tmp_path, num_minibatches=9))
+    assert not (tmp_path / "run").exists()
+
+
 def test_resume_goes_on_where_the_run_was(tmp_path):
     first = train(config(tmp_path))
     before, log_before = load(first), rows(first.run_dir)

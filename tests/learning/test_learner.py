@@ -241,6 +241,37 @@ def test_a_poisoned_dummy_row_moves_nothing_by_vtrace():
         assert torch.equal(clean, make(poison))
 
 
+@pytest.mark.parametrize("keep_graph", [True, False])
+def test_a_second_step_of_a_network_with_memory_unrolls_it_anew(keep_graph):
+    """With a learning rate of 0 the second epoch's values, the one behind the last row too, are those of the first."""
+    settings = TrainConfig(recurrent="gru", recurrent_size=5, num_epochs=2, optimizer="adam", lr=1e-30)
+    torch.manual_seed(1)
+    model = ActorCritic(SPEC, settings)
+    buffer = RolloutBuffer(T, E, SPEC, torch.device("cpu"), state_size=model.state_size)
+    whole = rollout()
+    for name in ("frames", "rewards_TE", "actions_TE", "valid_TE"):
+        getattr(buffer, name).copy_(getattr(whole, name))
+    buffer.fills[2, 1] = True
+    rows = slice(0, T + 1), slice(0, E)
+    policies, values, _ = model.unroll(buffer.observations(*rows), buffer.first_state_ES, buffer.opens(*rows))
+    expected = values.detach().view(T + 1, E)
+    log_probs, _ = model.distribution.log_prob_and_entropy(policies[: T * E], buffer.actions_TE.flatten())
+    buffer.log_probs_TE.copy_(log_probs.detach().view(T, E))
+    learn = Learner(
+        model,
+        build_optimizer(model, settings),
+        settings,
+        forward=model,
+        samples=2 * T,
+        threads=1,
+        graphs=Graphs(torch.device("cpu")),
+        keep_graph=keep_graph,
+        unroll=model.unroll,
+    )
+    learn.update(buffer, 0.0)
+    torch.testing.assert_close(buffer.values_T1E, expected)
+
+
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
 def test_backpropagation_goes_through_all_rows(kind, shared):

@@ -170,6 +170,41 @@ def test_what_is_remembered_goes_on_over_rollouts_and_ends_with_its_game(samples
             assert rollout.opens(slice(0, 4), slice(e, e + 1)).flatten().tolist() == opened
 
 
+@pytest.mark.parametrize("groups", [WHOLE, (range(1), range(1, E))])
+def test_log_probabilities_are_those_of_the_policy_that_acted(groups):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(1, 5)
+    buffer = RolloutBuffer(4, E, Script.spec, CPU)
+    collect = Collector(
+        [Script(group) for group in groups],
+        Outputs(model),
+        CHOICE,
+        buffer,
+        generator=torch.Generator().manual_seed(0),
+        samples=2,
+        timer=PhaseTimer(),
+        graphs=Graphs(CPU),
+        keep_log_probs=True,
+    ).collect
+    for _ in range(2):
+        collect()
+        logits = model(buffer.observations(slice(0, 4), slice(0, E)))[:, :4]
+        expected = torch.distributions.Categorical(logits=logits).log_prob(buffer.actions_TE.flatten())
+        torch.testing.assert_close(buffer.log_probs_TE.flatten(), expected)
+
+
+class Outputs(torch.nn.Module):
+    """The first four outputs of a layer are logits, the last is the value."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, observations):
+        outputs = self.layer(observations)
+        return outputs[:, :4], outputs[:, 4]
+
+
 def test_shared_exploration_is_drawn_when_it_is_due():
     class Noted(type(CHOICE)):
         """Draws what the exploration says, to be told apart."""

@@ -1,0 +1,318 @@
+"""Scores: trains the shipped presets seed by seed, plays 100 whole games with each, and sets them beside published A2C.
+
+Each run is `fasta2c train --env ENV --seed N` and nothing else, in a process of its own; its command is kept with what
+came of it. A run that the budget cuts short is saved, and goes on when the script is called again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from common import hardware, with_preset
+
+from fasta2c.errors import Fasta2cError, UserError
+
+FOLDER = Path(__file__).parent
+CURVE_ROWS = 500
+BEGIN, END = "<!-- scores.py writes from here -->", "<!-- to here -->"
+
+
+class Published(NamedTuple):
+    """A score of somebody's A2C."""
+
+    source: str
+    steps: float
+    """Env steps, in millions."""
+    score: float
+
+
+def _atari(zoo: float, gae: float, nstep: float) -> list[Published]:
+    return [Published("RL-Zoo", 10, zoo), Published("SLM-Lab, GAE", 10, gae), Published("SLM-Lab, n-step", 10, nstep)]
+
+
+def _mujoco(at_1m: float, at_3m: float) -> list[Published]:
+    return [Published("Tianshou", 1, at_1m), Published("Tianshou", 3, at_3m)]
+
+
+# RL-Zoo: rl-baselines3-zoo's benchmark.md, likeliest actions but on Atari. SLM-Lab: its 2019 benchmark. Tianshou: its
+# MuJoCo benchmark of A2C. What is to be reached is the best of a row, of Tianshou's the one behind a million steps.
+SUITES: dict[str, dict[str, list[Published]]] = {
+    "classic": {
+        "Classic/CartPole": [Published("RL-Zoo", 0.5, 500)],
+        "Classic/Acrobot": [Published("RL-Zoo", 0.5, -83.4)],
+        "Classic/Pendulum": [Published("RL-Zoo", 1, -163.0)],
+        "Classic/MountainCarContinuous": [Published("RL-Zoo", 0.1, 91.2)],
+        "Box2D/LunarLander": [Published("RL-Zoo", 0.2, 155.8)],
+        "Box2D/BipedalWalker": [Published("RL-Zoo", 5, 299.8)],
+    },
+    "mujoco": {
+        "MuJoCo/InvertedPendulum": [],
+        "MuJoCo/InvertedDoublePendulum": _mujoco(9258, 9351),
+        "MuJoCo/Hopper": _mujoco(1253, 1609),
+        "MuJoCo/HalfCheetah": _mujoco(1830, 2377),
+        "MuJoCo/Walker2d": _mujoco(1092, 1805),
+        "MuJoCo/Ant": _mujoco(3485, 5237),
+        "MuJoCo/Humanoid": _mujoco(1726, 5317),
+    },
+    "atari": {
+        "Atari/Pong": _atari(17.3, 19.3, 19.6),
+        "Atari/Breakout": _atari(280, 377, 398),
+        "Atari/BeamRider": _atari(2890, 2659, 4139),
+        "Atari/Qbert": _atari(3882, 12405, 13590),
+        "Atari/Seaquest": _atari(1721, 1070, 1684),
+        "Atari/SpaceInvaders": _atari(627, 733, 750),
+        "Atari/MsPacman": _atari(1672, 1965, 2158),
+        "Atari/Enduro": _atari(0, 787, 0),
+    },
+}
+
+
+class Job(NamedTuple):
+    """One run."""
+
+    suite: str
+    env: str
+    seed: int
+    folder: Path
+
+    @property
+    def command(self) -> str:
+        return f"fasta2c train --env {self.env} --seed {self.seed}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--suite", choices=SUITES, action="append", help="all of them unless given")
+    parser.add_argument("--games", type=lambda text: text.split(","), help="only these, such as Pong,Breakout")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to N - 1")
+    parser.add_argument("--first-seed", type=int, default=0, help="another seed to begin with")
+    parser.add_argument("--budget", type=float, help="minutes; what has not ended then is saved, and goes on next time")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on its share of the cores")
+    parser.add_argument("--episodes", type=int, default=100, help="games an agent is judged by")
+    parser.add_argument("--total-steps", type=int, help="instead of the preset's, to try the script itself")
+    parser.add_argument("--runs", type=Path, default=Path("runs/scores"), help="where the runs are kept")
+    parser.add_argument("--results", type=Path, default=FOLDER / "results", help="where scores and curves are kept")
+    parser.add_argument("--table", type=Path, default=FOLDER / "RESULTS.md", help="whose table is written anew")
+    args = parser.parse_args()
+    try:
+        run(args)
+    except Fasta2cError as error:
+        print(f"{Path(__file__).name}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train, play and tell what is asked for."""
+    cores = sorted(os.sched_getaffinity(0))
+    if not 1 <= args.jobs <= len(cores):
+        raise UserError(f"--jobs: {args.jobs} is out of range; there are {len(cores)} cores.")
+    if args.seeds < 0 or args.first_seed < 0 or args.episodes < 1:
+        raise UserError("--seeds and --first-seed must be at least 0, --episodes at least 1.")
+    jobs = list(wanted(args))
+    deadline = time.monotonic() + 60 * args.budget if args.budget is not None else None
+    work_off(jobs, [cores[n :: args.jobs] for n in range(args.jobs)], args, deadline)
+    write_table(args.table, read_results(args.results))
+
+
+def wanted(args: argparse.Namespace) -> Iterator[Job]:
+    """The runs asked for, seed by seed, so that a budget that ends early has gone round all environments."""
+    suites = {name: SUITES[name] for name in args.suite or SUITES}
+    known = {env.split("/")[1].lower() for envs in suites.values() for env in envs}
+    if missing := [game for game in args.games or [] if game.lower() not in known]:
+        raise UserError(f"--games: no {', '.join(missing)} among {', '.join(sorted(known))}.")
+    games = {game.lower() for game in args.games} if args.games else known
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
+        for suite, envs in suites.items():
+            for env in envs:
+                if env.split("/")[1].lower() in games:
+                    yield Job(suite, env, seed, args.runs / f"{env.replace('/', '-')}-s{seed}")
+
+
+def work_off(jobs: list[Job], shares: list[list[int]], args: argparse.Namespace, deadline: float | None) -> None:
+    """Run all jobs, as many at once as there are shares of the cores, until the deadline."""
+    waiting = [job for job in jobs if not (job.folder / "scored").exists()]
+    for job in jobs:
+        if job not in waiting:
+            print(f"{job.env} seed {job.seed}: scored already", flush=True)
+    running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
+    try:
+        while waiting or running:
+            late = deadline is not None and time.monotonic() > deadline
+            if late and not running:
+                return
+            for n, share in enumerate(shares):
+                if waiting and n not in running and not late:
+                    running[n] = waiting[0], start(waiting.pop(0), share, args)
+            for n, (job, process) in list(running.items()):
+                if late and process.poll() is None:
+                    process.terminate()
+                    process.wait()
+                if process.poll() is not None:
+                    del running[n]
+                    if process.returncode == 0:
+                        score(job, shares[n], args)
+                    else:
+                        print(f"{job.env} seed {job.seed}: ended with {process.returncode}", flush=True)
+            time.sleep(0.2)
+    finally:
+        for _, process in running.values():
+            process.send_signal(signal.SIGTERM)
+        for _, process in running.values():
+            process.wait()
+
+
+def start(job: Job, share: list[int], args: argparse.Namespace) -> subprocess.Popen[bytes]:
+    """A process that trains, or goes on training, on these cores."""
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    if (job.folder / "config.yaml").exists():
+        flags = ["--resume", str(job.folder)]
+    else:
+        flags = ["--env", job.env, "--seed", str(job.seed), "--run-dir", str(job.folder)]
+        if args.total_steps is not None:
+            flags += ["--total-steps", str(args.total_steps)]
+    print(f"{job.env} seed {job.seed}: {'goes on' if flags[0] == '--resume' else 'begins'}", flush=True)
+    return subprocess.Popen(pinned(share, "train", *flags, "--quiet"), stdout=subprocess.DEVNULL)
+
+
+def pinned(cores: list[int], *arguments: str) -> list[str]:
+    """The command that runs fasta2c on these cores alone."""
+    return ["taskset", "-c", ",".join(map(str, cores)), sys.executable, "-m", "fasta2c", *arguments]
+
+
+def score(job: Job, share: list[int], args: argparse.Namespace) -> None:
+    """Play with a trained agent, and append what came of the run to the results."""
+    summary = json.loads((job.folder / "summary.json").read_text())
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    played = {}
+    for name, flags in {"sampled": [], "greedy": ["--greedy"]}.items():
+        command = pinned(share, "eval", str(job.folder), "--episodes", str(args.episodes), "--json", *flags)
+        played[name] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    with (job.folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    date = datetime.date.today().isoformat()
+    curve = args.results / "curves" / f"{job.env.split('/')[1].lower()}_s{job.seed}_{date}.csv"
+    write_curve(curve, rows)
+    config = with_preset(env=job.env, seed=job.seed)
+    target = max((p.score for p in SUITES[job.suite][job.env] if p.steps != 3), default=None)
+    result = {
+        "suite": job.suite,
+        "env": job.env,
+        "seed": job.seed,
+        "command": job.command + (f" --total-steps {args.total_steps}" if args.total_steps is not None else ""),
+        "env_steps": summary["env_steps"],
+        "sampled": played["sampled"],
+        "greedy": played["greedy"],
+        "mean_of_last_100": summary["mean_return"],
+        "best_of_last_100": summary["best_return"],
+        "steps_to": {str(level): first_at(rows, level) for level in levels(job.env, target)},
+        "wall_seconds": summary["wall_seconds"],
+        "num_envs": config.num_envs,
+        "hardware": {**hardware(device), "cores": len(share)},
+        "versions": summary["versions"],
+        "curve": str(curve.relative_to(args.results)),
+        "date": date,
+    }
+    with (args.results / "scores.jsonl").open("a") as file:
+        file.write(json.dumps(result) + "\n")
+    (job.folder / "scored").touch()
+    means = " and ".join(f"{played[name]['mean_return']:.1f} {name}" for name in played)
+    print(f"{job.env} seed {job.seed}: {means}, {summary['env_steps']:,} env steps", flush=True)
+
+
+def levels(env: str, target: float | None) -> list[float]:
+    """Returns whose first time is told."""
+    return [18.0] if env == "Atari/Pong" else [] if target is None else [target]
+
+
+def first_at(rows: list[dict[str, str]], level: float) -> int | None:
+    """Env steps until the last 100 training episodes averaged `level`; None if they never did."""
+    for row in rows:
+        if int(row["episodes"]) >= 100 and float(row["episode_return_mean"]) >= level:
+            return int(row["env_steps"])
+    return None
+
+
+def write_curve(path: Path, rows: list[dict[str, str]]) -> None:
+    """The course of a run in at most `CURVE_ROWS` rows, the first and the last among them."""
+    kept = [rows[round(n * (len(rows) - 1) / (CURVE_ROWS - 1))] for n in range(CURVE_ROWS)]
+    kept = kept if len(rows) > CURVE_ROWS else rows
+    columns = ("env_steps", "wall_seconds", "episodes", "episode_return_mean", "entropy", "explained_variance")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept)
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """What has been scored so far; of runs of one command, the last."""
+    file = folder / "scores.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    latest = {(r["command"], r["hardware"]["gpu"]): r for r in map(json.loads, lines)}
+    return list(latest.values())
+
+
+def write_table(path: Path, results: list[dict[str, Any]]) -> None:
+    """Replace what is between the marks in `path`."""
+    text = path.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        raise UserError(f"{path} has no lines {BEGIN!r} and {END!r} to write the table between.")
+    before, rest = text.split(BEGIN, 1)
+    _, after = rest.split(END, 1)
+    path.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}", encoding="utf-8")
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown: an environment a line, all its seeds told."""
+    lines = [
+        "| environment | published (M steps) | ours, sampled, by seed | likeliest actions | M steps | minutes | on |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for result in results:
+        machine = result["hardware"]
+        place = machine["gpu"] or f"{machine['cores']} core{'s' if machine['cores'] > 1 else ''}"
+        groups[(result["env"], place)].append(result)
+    published = {env: scores for envs in SUITES.values() for env, scores in envs.items()}
+    for env in published:
+        for (name, place), runs in groups.items():
+            if name != env:
+                continue
+            runs.sort(key=lambda run: run["seed"])
+            told = ", ".join(f"{p.source} {p.score:g} ({p.steps:g})" for p in published[env]) or "none"
+            lines.append(
+                f"| {env} | {told} | {_scores(runs, 'sampled')} | {_scores(runs, 'greedy')} "
+                f"| {statistics.median(run['env_steps'] for run in runs) / 1e6:.2f} "
+                f"| {statistics.median(run['wall_seconds'] for run in runs) / 60:.1f} | {place} |"
+            )
+    pong = sorted((run for run in results if run["env"] == "Atari/Pong"), key=lambda run: run["seed"])
+    if pong:
+        told = ", ".join(f"{s / 1e6:.2f} M" if (s := run["steps_to"]["18.0"]) else "never" for run in pong)
+        seeds = ", ".join(str(run["seed"]) for run in pong)
+        lines += ["", f"Pong, env steps until the last 100 training episodes averaged 18 (seeds {seeds}): {told}."]
+    return "\n".join(lines)
+
+
+def _scores(runs: list[dict[str, Any]], kind: str) -> str:
+    means = [run[kind]["mean_return"] for run in runs]
+    each = ", ".join(f"{mean:.4g}" if abs(mean) < 1000 else f"{mean:,.0f}" for mean in means)
+    return each if len(runs) == 1 else f"{each} (median {statistics.median(means):,.1f})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
