@@ -12,7 +12,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 
@@ -21,6 +21,13 @@ from fasta2c.fields import Count, Finite, NonNegative, Positive, Range, Unit, Wh
 
 ENCODERS = ("auto", "mlp", "nature-cnn", "impala", "small-cnn")
 Schedule = Literal["constant", "linear", "cosine"]
+
+
+class Sizes(NamedTuple):
+    """Of an update."""
+
+    num_steps: int
+    num_minibatches: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +40,10 @@ class TrainConfig:
     """The environment's own options as JSON, such as '{"frame_skip": 4}'; added to the preset's."""
     num_envs: Count | Literal["auto"] = 16
     """E: environments stepped together; auto tries some for up to a minute and takes the fewest that are fast."""
-    num_steps: Count = 8
-    """T: rows of one rollout; one update is made of T x E rows."""
+    num_steps: Count | Literal["auto"] = 8
+    """T: rows of one rollout; an update is made of T x E samples. auto: rollout_size / E, but 8 to 128."""
+    rollout_size: Count = 1024
+    """Samples of one rollout, if num_steps is auto."""
     total_steps: Annotated[int, Range(1, 2**53)] = 1_000_000
     """Length of the run in env steps (reset rows do not count)."""
     target_return: Finite | None = None
@@ -76,10 +85,12 @@ class TrainConfig:
     """Weight of the value loss."""
     value_loss: Literal["mse", "huber"] = "mse"
     """Value loss: half the squared error, or Huber's with threshold 1."""
-    num_minibatches: Count = 1
-    """Optimizer steps of one update, each on its share of the environments; V-trace corrects those after the first."""
+    num_minibatches: Count | Literal["auto"] = 1
+    """Optimizer steps of an update, each on its share of the environments. auto: T x E / minibatch_size, at most E."""
+    minibatch_size: Count = 256
+    """Samples of one optimizer step, if num_minibatches is auto."""
     num_epochs: Count = 1
-    """Times that an update goes through its rollout; V-trace corrects all optimizer steps after the first."""
+    """Times that an update goes through its rollout. V-trace corrects all of its optimizer steps but the first."""
     normalize_advantage: bool = False
     """Standardise advantages over the valid rows of a rollout (value targets never are)."""
     max_grad_norm: Positive = 0.5
@@ -160,6 +171,16 @@ class TrainConfig:
         values = {**to_dict(self), **{k: v for k, v in preset.items() if k not in given}}
         values["env_kwargs"] = {**preset.get("env_kwargs", {}), **self.env_kwargs}
         return type(self)(**values)
+
+    def sizes(self, num_envs: int) -> Sizes:
+        """T and the number of minibatches with `num_envs` environments, where these are to follow from it.
+
+        Both keep an optimizer step's samples, and so what learning rate suits it, as they are at any number.
+        """
+        rows = min(max(self.rollout_size // num_envs, 8), 128) if self.num_steps == "auto" else self.num_steps
+        if self.num_minibatches != "auto":
+            return Sizes(rows, self.num_minibatches)
+        return Sizes(rows, min(max(round(rows * num_envs / self.minibatch_size), 1), num_envs))
 
 
 # What --resume may change: nothing here alters what is learnt, except that a longer run stretches the schedules.

@@ -21,7 +21,7 @@ from fasta2c.parts import Parts, assemble, make_envs
 NUM_ENVS = (16, 64, 256, 1024, 4096)
 # The smallest number wins that reaches this share of the best speed: more environments mean fewer updates.
 NEARLY = 0.9
-# Updates that a run must have left at least, so that it can learn.
+# Optimizer steps that a run must have left at least, so that it can learn.
 UPDATES = 200
 
 
@@ -77,8 +77,7 @@ def sweep(config: TrainConfig, device: torch.device, *, seconds: float) -> Itera
     """
     deadline = time.perf_counter() + seconds
     trials: list[Trial] = []
-    most = config.total_steps // (UPDATES * config.num_steps)
-    for num_envs in [n for n in NUM_ENVS if n <= most] or NUM_ENVS[:1]:
+    for num_envs in [n for n in NUM_ENVS if _optimizer_steps(config, n) >= UPDATES] or NUM_ENVS[:1]:
         if trials and _estimate(trials[-1], num_envs) > deadline - time.perf_counter():
             break
         try:
@@ -95,6 +94,12 @@ def sweep(config: TrainConfig, device: torch.device, *, seconds: float) -> Itera
         if best.seconds > deadline - time.perf_counter():
             break
         yield _try(config, device, {"num_envs": best.settings["num_envs"], **other})
+
+
+def _optimizer_steps(config: TrainConfig, num_envs: int) -> int:
+    """What a run with so many environments makes of them."""
+    num_steps, num_minibatches = config.sizes(num_envs)
+    return config.total_steps * num_minibatches * config.num_epochs // (num_envs * num_steps)
 
 
 def _estimate(last: Trial, num_envs: int) -> float:

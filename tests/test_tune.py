@@ -94,7 +94,7 @@ def test_a_run_takes_what_was_found(tmp_path, monkeypatch, capsys):
     saved = yaml.safe_load((run.run_dir / "config.yaml").read_text())
     assert saved["num_envs"] in (2, 4)
     told = capsys.readouterr().err
-    assert "--num-envs 2: " in told and "--num-envs 4: " in told and "taken: " in told and "updates" in told
+    assert "--num-envs 2: " in told and "--num-envs 4: " in told and "taken: " in told and "optimizer steps" in told
     assert json.loads((run.run_dir / "summary.json").read_text())["status"] == "done"
 
 
