@@ -95,8 +95,9 @@ class TrainConfig:
     """Standardise advantages over the valid rows of a rollout (value targets never are)."""
     max_grad_norm: Positive = 0.5
     """Gradients are scaled down to this global norm before the step."""
-    optimizer: Literal["rmsprop", "rmsprop-tf", "adam"] = "rmsprop-tf"
-    """rmsprop is torch's; rmsprop-tf has TensorFlow's eps inside the root and starts its average at 1."""
+    optimizer: Literal["rmsprop", "rmsprop-tf", "adam", "muon"] = "rmsprop-tf"
+    """rmsprop is torch's; rmsprop-tf has TensorFlow's eps inside the root and starts its average at 1; muon makes the
+    steps of hidden layers orthogonal, and is Adam elsewhere."""
     optimizer_eps: Positive = 1e-5
     """eps of the optimizer."""
     rmsprop_alpha: Unit = 0.99

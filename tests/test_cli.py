@@ -457,7 +457,7 @@ def run(*arguments: str, code: str | None = None, **env: str) -> subprocess.Comp
 def test_a_process_tells_a_mistake_in_one_line() -> None:
     done = run("train", "--num-evns", "8")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "fasta2c: error: unknown flag --num-evns. Did you mean --num-envs or --num-steps?\n"
+    assert done.stderr == "fasta2c: error: unknown flag --num-evns. Did you mean --num-envs or --num-epochs?\n"
     assert run("--version").stdout == f"fasta2c {fasta2c.__version__}\n"
 
 

@@ -40,7 +40,7 @@ def rollout(device, spec, T=6, E=8):
 @pytest.mark.parametrize(
     "spec", [env_spec((1, 84, 84), "uint8", stack=4, actions=6), env_spec((5,), "float32", stack=1, actions=3)]
 )
-@pytest.mark.parametrize("optimizer", ["rmsprop", "rmsprop-tf", "adam"])
+@pytest.mark.parametrize("optimizer", ["rmsprop", "rmsprop-tf", "adam", "muon"])
 def test_an_update_is_the_same_as_on_the_cpu(spec, optimizer, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     config = TrainConfig(optimizer=optimizer, lr=1e-3, ent_coef=0.01, optimizer_eps=1e-3)
@@ -119,7 +119,7 @@ def test_recorded_graphs_of_every_kind_of_network(settings, monkeypatch):
 
 
 @pytest.mark.parametrize("env", ["Atari/Pong", "Classic/CartPole"])
-@pytest.mark.parametrize("optimizer", ["rmsprop", "rmsprop-tf", "adam"])
+@pytest.mark.parametrize("optimizer", ["rmsprop", "rmsprop-tf", "adam", "muon"])
 @pytest.mark.parametrize("env_groups", [1, 2])
 def test_recorded_graphs_compute_what_plain_calls_compute(env, optimizer, env_groups, monkeypatch):
     settings = {"env": env, "optimizer": optimizer, "env_groups": env_groups, "precision": "fp32", "micro_batch": 64}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fasta2c.config import TrainConfig
+from fasta2c.learning.muon import Muon
 from fasta2c.models.actor_critic import ActorCritic
 
 
@@ -65,7 +66,16 @@ def build_optimizer(model: ActorCritic, config: TrainConfig) -> torch.optim.Opti
     device = next(model.parameters()).device
     on_gpu = device.type == "cuda"
     optimizer: torch.optim.Optimizer
-    if config.optimizer == "adam":
+    if config.optimizer == "muon":
+        hidden = {id(p) for p in model.hidden_matrices()}
+        groups = [
+            {**group, "params": [p for p in group["params"] if (id(p) in hidden) == inside], "orthogonal": inside}
+            for group in groups
+            for inside in (True, False)
+        ]
+        groups = [group for group in groups if group["params"]]
+        optimizer = Muon(groups, lr=config.lr, eps=config.optimizer_eps, capturable=on_gpu)
+    elif config.optimizer == "adam":
         optimizer = torch.optim.Adam(groups, lr=config.lr, eps=config.optimizer_eps, capturable=on_gpu)
     elif config.optimizer == "rmsprop":
         optimizer = torch.optim.RMSprop(

@@ -151,3 +151,9 @@ class ActorCritic(nn.Module):
         for module in (self.encoder, self.memory, self.policy_head, self.distribution):
             if module is not None:
                 yield from module.parameters()
+
+    def hidden_matrices(self) -> Iterator[nn.Parameter]:
+        """Weights of two dimensions or more between observations and heads."""
+        for module in (self.encoder, self.critic_encoder, self.memory, self.critic_memory):
+            if module is not None:
+                yield from (p for p in module.parameters() if p.dim() >= 2)

@@ -8,7 +8,16 @@ import torch
 from helpers import env_spec
 
 from fasta2c.config import TrainConfig
-from fasta2c.learning.optim import RMSpropTF, build_optimizer, clip_grad_norm, schedule, set_learning_rate
+from fasta2c.learning import muon
+from fasta2c.learning.muon import orthogonal
+from fasta2c.learning.optim import (
+    RMSpropTF,
+    build_optimizer,
+    clip_grad_norm,
+    load_optimizer_state,
+    schedule,
+    set_learning_rate,
+)
 from fasta2c.models.actor_critic import ActorCritic
 
 
@@ -54,6 +63,71 @@ def test_rmsprop_tf_resumes_from_its_state_dict():
     second = RMSpropTF([b], lr=0.5)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     assert steps(first, a, [3.0]) == steps(second, b, [3.0])
+
+
+def test_orthogonal_is_near_the_polar_factor():
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((40, 40), (20, 70), (70, 20)):
+        x = torch.randn(shape, generator=generator)
+        u, _, vt = torch.linalg.svd(x.double(), full_matrices=False)
+        got = orthogonal(x).double()
+        values = torch.linalg.svdvals(got)
+        # Random square matrices have a singular value near 0, which five iterations do not bring to 1.
+        assert values.max() < 1.25 and values.quantile(0.1) > 0.6
+        alike = (got * (u @ vt)).sum() / (got.norm() * (u @ vt).norm())
+        assert alike > 0.97
+        torch.testing.assert_close(orthogonal(1e-3 * x), orthogonal(x), rtol=0.05, atol=0.02)
+    assert orthogonal(torch.zeros(3, 4)).abs().max() == 0
+
+
+def test_muon_steps_by_hand_and_leaves_the_rest_to_adam(monkeypatch):
+    monkeypatch.setattr(muon, "orthogonal", lambda matrix: matrix / matrix.norm())
+    kernel = torch.nn.Parameter(torch.zeros(2, 1, 3, 3))
+    vector, other = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
+    optimizer = muon.Muon([{"params": [kernel], "orthogonal": True}, {"params": [vector]}], lr=0.1, eps=1e-5)
+    adam = torch.optim.Adam([other], lr=0.1, eps=1e-5)
+    average, expected = torch.zeros_like(kernel), torch.zeros_like(kernel)
+    for n in range(3):
+        gradient = torch.randn(kernel.shape, generator=torch.Generator().manual_seed(n))
+        kernel.grad, vector.grad, other.grad = gradient.clone(), gradient[0, 0, 0].clone(), gradient[0, 0, 0].clone()
+        optimizer.step()
+        adam.step()
+        average = 0.95 * average + 0.05 * gradient
+        ahead = 0.05 * gradient + 0.95 * average
+        expected -= 0.1 * 0.2 * math.sqrt(9) * ahead / ahead.norm()
+    torch.testing.assert_close(kernel.detach(), expected)
+    assert torch.equal(vector, other)
+
+
+@pytest.mark.parametrize("options", [{}, {"critic_lr": 0.6, "shared": False}, {"recurrent": "gru"}])
+def test_muon_takes_the_matrices_of_hidden_layers(options):
+    network = model(**options)
+    optimizer = build_optimizer(network, TrainConfig(optimizer="muon", **options))
+    orthogonal_ids = {id(p) for g in optimizer.param_groups if g["orthogonal"] for p in g["params"]}
+    heads = {id(p) for head in (network.policy_head, network.value_head) for p in head.parameters()}
+    expected = {id(p) for p in network.parameters() if p.dim() >= 2} - heads
+    assert orthogonal_ids == expected and expected
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(network.parameters()))
+
+
+def test_muon_resumes_from_its_state_dict():
+    def make():
+        torch.manual_seed(0)
+        network = model()
+        return network, build_optimizer(network, TrainConfig(optimizer="muon", lr=0.01))
+
+    def step(network, optimizer, n):
+        for p in network.parameters():
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(n))
+        optimizer.step()
+
+    (a, first), (b, second) = make(), make()
+    step(a, first, 1)
+    b.load_state_dict(a.state_dict())
+    load_optimizer_state(second, copy.deepcopy(first.state_dict()))
+    step(a, first, 2)
+    step(b, second, 2)
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
 def test_clip_scales_down_to_the_norm_and_returns_the_norm_before():

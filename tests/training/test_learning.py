@@ -37,7 +37,7 @@ def test_values_of_one_step_and_of_an_endless_game_cut_at_ten(tmp_path, env, val
     assert policy.value(torch.ones(1, 2)).item() == pytest.approx(value, rel=0.02)
 
 
-@pytest.mark.parametrize("optimizer", ["rmsprop", "rmsprop-tf", "adam"])
+@pytest.mark.parametrize("optimizer", ["rmsprop", "rmsprop-tf", "adam", "muon"])
 def test_identity_is_learnt(tmp_path, optimizer):
     run = train(
         TrainConfig(
