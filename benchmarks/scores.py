@@ -1,7 +1,7 @@
 """Scores: trains the shipped presets seed by seed, plays 100 whole games with each, and sets them beside published A2C.
 
-Each run is `fasta2c train --env ENV --seed N` and nothing else, in a process of its own; its command is kept with what
-came of it. A run that the budget cuts short is saved, and goes on when the script is called again.
+Each run is `fasta2c train --env ENV --seed N`, and nothing else unless asked for, in a process of its own; its command
+is kept with what came of it. A run that the budget cuts short is saved, and goes on when the script is called again.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import csv
 import datetime
 import json
 import os
+import re
+import shlex
 import signal
 import statistics
 import subprocess
@@ -22,8 +24,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from common import hardware, with_preset
+import yaml
+from common import hardware
 
+from fasta2c.config import PROVENANCE
 from fasta2c.errors import Fasta2cError, UserError
 
 FOLDER = Path(__file__).parent
@@ -87,11 +91,14 @@ class Job(NamedTuple):
     suite: str
     env: str
     seed: int
+    flags: list[str]
+    """Of `fasta2c train`."""
     folder: Path
 
     @property
     def command(self) -> str:
-        return f"fasta2c train --env {self.env} --seed {self.seed}"
+        """What trains it, but for where it is kept."""
+        return f"fasta2c train {shlex.join(self.flags)}"
 
 
 def main() -> int:
@@ -102,8 +109,8 @@ def main() -> int:
     parser.add_argument("--first-seed", type=int, default=0, help="another seed to begin with")
     parser.add_argument("--budget", type=float, help="minutes; what has not ended then is saved, and goes on next time")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on its share of the cores")
+    parser.add_argument("--flags", default="", help="of fasta2c train, such as '--num-envs 256 --target-return 18'")
     parser.add_argument("--episodes", type=int, default=100, help="games an agent is judged by")
-    parser.add_argument("--total-steps", type=int, help="instead of the preset's, to try the script itself")
     parser.add_argument("--runs", type=Path, default=Path("runs/scores"), help="where the runs are kept")
     parser.add_argument("--results", type=Path, default=FOLDER / "results", help="where scores and curves are kept")
     parser.add_argument("--table", type=Path, default=FOLDER / "RESULTS.md", help="whose table is written anew")
@@ -140,7 +147,9 @@ def wanted(args: argparse.Namespace) -> Iterator[Job]:
         for suite, envs in suites.items():
             for env in envs:
                 if env.split("/")[1].lower() in games:
-                    yield Job(suite, env, seed, args.runs / f"{env.replace('/', '-')}-s{seed}")
+                    flags = ["--env", env, "--seed", str(seed), *shlex.split(args.flags)]
+                    name = re.sub(r"[^\w.]+", "-", " ".join(flags[1:])).replace("-seed-", "-s")
+                    yield Job(suite, env, seed, flags, args.runs / name)
 
 
 def work_off(jobs: list[Job], shares: list[list[int]], args: argparse.Namespace, deadline: float | None) -> None:
@@ -157,7 +166,7 @@ def work_off(jobs: list[Job], shares: list[list[int]], args: argparse.Namespace,
                 return
             for n, share in enumerate(shares):
                 if waiting and n not in running and not late:
-                    running[n] = waiting[0], start(waiting.pop(0), share, args)
+                    running[n] = waiting[0], start(waiting.pop(0), share)
             for n, (job, process) in list(running.items()):
                 if late and process.poll() is None:
                     process.terminate()
@@ -176,15 +185,13 @@ def work_off(jobs: list[Job], shares: list[list[int]], args: argparse.Namespace,
             process.wait()
 
 
-def start(job: Job, share: list[int], args: argparse.Namespace) -> subprocess.Popen[bytes]:
+def start(job: Job, share: list[int]) -> subprocess.Popen[bytes]:
     """A process that trains, or goes on training, on these cores."""
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     if (job.folder / "config.yaml").exists():
         flags = ["--resume", str(job.folder)]
     else:
-        flags = ["--env", job.env, "--seed", str(job.seed), "--run-dir", str(job.folder)]
-        if args.total_steps is not None:
-            flags += ["--total-steps", str(args.total_steps)]
+        flags = [*job.flags, "--run-dir", str(job.folder)]
     print(f"{job.env} seed {job.seed}: {'goes on' if flags[0] == '--resume' else 'begins'}", flush=True)
     return subprocess.Popen(pinned(share, "train", *flags, "--quiet"), stdout=subprocess.DEVNULL)
 
@@ -205,15 +212,15 @@ def score(job: Job, share: list[int], args: argparse.Namespace) -> None:
     with (job.folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     date = datetime.date.today().isoformat()
-    curve = args.results / "curves" / f"{job.env.split('/')[1].lower()}_s{job.seed}_{date}.csv"
+    curve = args.results / "curves" / f"{job.folder.name.lower()}_{date}.csv"
     write_curve(curve, rows)
-    config = with_preset(env=job.env, seed=job.seed)
+    config = yaml.safe_load((job.folder / "config.yaml").read_text())
     target = max((p.score for p in SUITES[job.suite][job.env] if p.steps != 3), default=None)
     result = {
         "suite": job.suite,
         "env": job.env,
         "seed": job.seed,
-        "command": job.command + (f" --total-steps {args.total_steps}" if args.total_steps is not None else ""),
+        "command": job.command,
         "env_steps": summary["env_steps"],
         "sampled": played["sampled"],
         "greedy": played["greedy"],
@@ -221,7 +228,7 @@ def score(job: Job, share: list[int], args: argparse.Namespace) -> None:
         "best_of_last_100": summary["best_return"],
         "steps_to": {str(level): first_at(rows, level) for level in levels(job.env, target)},
         "wall_seconds": summary["wall_seconds"],
-        "num_envs": config.num_envs,
+        "config": {name: value for name, value in config.items() if name not in PROVENANCE},
         "hardware": {**hardware(device), "cores": len(share)},
         "versions": summary["versions"],
         "curve": str(curve.relative_to(args.results)),
@@ -278,34 +285,38 @@ def write_table(path: Path, results: list[dict[str, Any]]) -> None:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Markdown: an environment a line, all its seeds told."""
+    """Markdown: an environment, and what flags a run was given, a line, all its seeds told."""
     lines = [
         "| environment | published (M steps) | ours, sampled, by seed | likeliest actions | M steps | minutes | on |",
         "|---|---|---|---|---|---|---|",
     ]
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
-    for result in results:
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
+    for result in sorted(results, key=lambda result: result["seed"]):
         machine = result["hardware"]
         place = machine["gpu"] or f"{machine['cores']} core{'s' if machine['cores'] > 1 else ''}"
-        groups[(result["env"], place)].append(result)
+        groups[(result["env"], flags_of(result), place)].append(result)
     published = {env: scores for envs in SUITES.values() for env, scores in envs.items()}
-    for env in published:
-        for (name, place), runs in groups.items():
-            if name != env:
-                continue
-            runs.sort(key=lambda run: run["seed"])
-            told = ", ".join(f"{p.source} {p.score:g} ({p.steps:g})" for p in published[env]) or "none"
-            lines.append(
-                f"| {env} | {told} | {_scores(runs, 'sampled')} | {_scores(runs, 'greedy')} "
-                f"| {statistics.median(run['env_steps'] for run in runs) / 1e6:.2f} "
-                f"| {statistics.median(run['wall_seconds'] for run in runs) / 60:.1f} | {place} |"
-            )
-    pong = sorted((run for run in results if run["env"] == "Atari/Pong"), key=lambda run: run["seed"])
-    if pong:
-        told = ", ".join(f"{s / 1e6:.2f} M" if (s := run["steps_to"]["18.0"]) else "never" for run in pong)
-        seeds = ", ".join(str(run["seed"]) for run in pong)
-        lines += ["", f"Pong, env steps until the last 100 training episodes averaged 18 (seeds {seeds}): {told}."]
+    order = list(published)
+    for (env, flags, place), runs in sorted(groups.items(), key=lambda item: (order.index(item[0][0]), item[0])):
+        told = ", ".join(f"{p.source} {p.score:g} ({p.steps:g})" for p in published[env]) or "none"
+        what = f"{env} `{flags}`" if flags else env
+        lines.append(
+            f"| {what} | {told} | {_scores(runs, 'sampled')} | {_scores(runs, 'greedy')} "
+            f"| {statistics.median(run['env_steps'] for run in runs) / 1e6:.2f} "
+            f"| {statistics.median(run['wall_seconds'] for run in runs) / 60:.1f} | {place} |"
+        )
+    for (env, flags, _), runs in groups.items():
+        if env == "Atari/Pong":
+            told = ", ".join(f"{s / 1e6:.2f} M" if (s := run["steps_to"]["18.0"]) else "never" for run in runs)
+            seeds = ", ".join(str(run["seed"]) for run in runs)
+            what = f"Pong{f' `{flags}`' if flags else ''}"
+            lines += ["", f"{what}, env steps until the last 100 training games averaged 18 (seeds {seeds}): {told}."]
     return "\n".join(lines)
+
+
+def flags_of(result: dict[str, Any]) -> str:
+    """What a run was given beside its environment and seed."""
+    return shlex.join(shlex.split(result["command"])[6:])
 
 
 def _scores(runs: list[dict[str, Any]], kind: str) -> str:

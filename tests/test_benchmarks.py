@@ -119,7 +119,7 @@ def scores(tmp_path, *flags):
 def test_scores_are_told_run_by_run_and_in_a_table(tmp_path):
     marks = ("<!-- scores.py writes from here -->", "<!-- to here -->")
     (tmp_path / "table.md").write_text(f"before\n{marks[0]}\nold\n{marks[1]}\nbehind\n")
-    done = scores(tmp_path, "--seeds", 2, "--jobs", 2, "--total-steps", 2000, "--episodes", 3)
+    done = scores(tmp_path, "--seeds", 2, "--jobs", 2, "--flags", "--total-steps 2000", "--episodes", 3)
     assert done.returncode == 0, done.stdout + done.stderr
     told = [json.loads(line) for line in (tmp_path / "results" / "scores.jsonl").read_text().splitlines()]
     assert {(r["env"], r["seed"]) for r in told} == {
@@ -132,8 +132,8 @@ def test_scores_are_told_run_by_run_and_in_a_table(tmp_path):
     assert curve[0].startswith("env_steps,") and int(curve[-1].split(",")[0]) == cart["env_steps"]
     text = (tmp_path / "table.md").read_text()
     assert text.startswith("before\n") and text.endswith("behind\n") and "old" not in text
-    assert text.count("| Classic/CartPole | RL-Zoo 500 (0.5) |") == 1
-    again = scores(tmp_path, "--seeds", 2)
+    assert text.count("| Classic/CartPole `--total-steps 2000` | RL-Zoo 500 (0.5) |") == 1
+    again = scores(tmp_path, "--seeds", 2, "--flags", "--total-steps 2000")
     assert again.stdout.count("scored already") == 4 and (tmp_path / "table.md").read_text() == text
 
 
