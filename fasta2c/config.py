@@ -12,7 +12,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import yaml
 
@@ -21,13 +21,6 @@ from fasta2c.fields import Count, Finite, NonNegative, Positive, Range, Unit, Wh
 
 ENCODERS = ("auto", "mlp", "nature-cnn", "impala", "small-cnn")
 Schedule = Literal["constant", "linear", "cosine"]
-
-
-class Sizes(NamedTuple):
-    """Of an update."""
-
-    num_steps: int
-    num_minibatches: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +33,8 @@ class TrainConfig:
     """The environment's own options as JSON, such as '{"frame_skip": 4}'; added to the preset's."""
     num_envs: Count | Literal["auto"] = 16
     """E: environments stepped together; auto tries some for up to a minute and takes the fewest that are fast."""
-    num_steps: Count | Literal["auto"] = 8
-    """T: rows of one rollout; an update is made of T x E samples. auto: rollout_size / E, but 8 to 128."""
-    rollout_size: Count = 1024
-    """Samples of one rollout, if num_steps is auto."""
+    num_steps: Count = 8
+    """T: rows of one rollout; an update is made of T x E samples."""
     total_steps: Annotated[int, Range(1, 2**53)] = 1_000_000
     """Length of the run in env steps (reset rows do not count)."""
     target_return: Finite | None = None
@@ -173,15 +164,15 @@ class TrainConfig:
         values["env_kwargs"] = {**preset.get("env_kwargs", {}), **self.env_kwargs}
         return type(self)(**values)
 
-    def sizes(self, num_envs: int) -> Sizes:
-        """T and the number of minibatches with `num_envs` environments, where these are to follow from it.
+    def minibatches(self, num_envs: int) -> int:
+        """Their number with `num_envs` environments.
 
-        Both keep an optimizer step's samples, and so what learning rate suits it, as they are at any number.
+        If it is to follow from these, it is the one that leaves an optimizer step's samples, and so the learning rate
+        that suits it, as they are at any number of environments.
         """
-        rows = min(max(self.rollout_size // num_envs, 8), 128) if self.num_steps == "auto" else self.num_steps
         if self.num_minibatches != "auto":
-            return Sizes(rows, self.num_minibatches)
-        return Sizes(rows, min(max(round(rows * num_envs / self.minibatch_size), 1), num_envs))
+            return self.num_minibatches
+        return min(max(round(self.num_steps * num_envs / self.minibatch_size), 1), num_envs)
 
 
 # What --resume may change: nothing here alters what is learnt, except that a longer run stretches the schedules.

@@ -41,8 +41,6 @@ class Parts:
     collector: Collector
     learner: Learner
     timer: PhaseTimer
-    num_steps: int
-    """T."""
     keeps_graph: bool
     """Whether the update differentiates the forward passes that acted."""
     note: str | None
@@ -84,7 +82,7 @@ def make_envs(config: TrainConfig, device: torch.device, *, stream: int = 0) -> 
 def assemble(config: TrainConfig, envs: Sequence[HostEnvs | TorchEnvs], device: torch.device) -> Parts:
     """The parts of a run of `config` (its preset filled in) over groups of `envs`, fresh parameters on `device`."""
     spec, num_envs = envs[0].spec, sum(group.num_envs for group in envs)
-    num_steps, num_minibatches = config.sizes(num_envs)
+    num_minibatches = config.minibatches(num_envs)
     if num_minibatches > num_envs:
         raise UserError(f"num_minibatches: {num_minibatches} are more than the {num_envs} environments.")
     accel.prepare_training(device)
@@ -97,7 +95,7 @@ def assemble(config: TrainConfig, envs: Sequence[HostEnvs | TorchEnvs], device: 
     forward = compiled(model)
     samples = accel.micro_batch(config.micro_batch, device, convolutional=model.convolutional)
     unroll = compiled(model.unroll) if model.memory is not None else None
-    buffer = RolloutBuffer(num_steps, num_envs, spec, device, state_size=model.state_size)
+    buffer = RolloutBuffer(config.num_steps, num_envs, spec, device, state_size=model.state_size)
     reuse = decide(
         config.reuse_forward,
         model,
@@ -125,9 +123,8 @@ def assemble(config: TrainConfig, envs: Sequence[HostEnvs | TorchEnvs], device: 
         keep_log_probs=num_minibatches * config.num_epochs > 1,
         keep_graph=reuse.keep,
     )
-    at_once = (
-        max(group.num_envs for group in envs) if reuse.keep else min(samples, num_steps * num_envs // num_minibatches)
-    )
+    share = config.num_steps * num_envs // num_minibatches
+    at_once = max(group.num_envs for group in envs) if reuse.keep else min(samples, share)
     threads = accel.update_threads(at_once, convolutional=model.convolutional)
     learner = Learner(
         model,
@@ -143,4 +140,4 @@ def assemble(config: TrainConfig, envs: Sequence[HostEnvs | TorchEnvs], device: 
         keep_graph=reuse.later,
         reward_scaler=RewardScaler(num_envs, config.gamma).to(device) if config.normalize_rewards else None,
     )
-    return Parts(envs, model, optimizer, generator, collector, learner, timer, num_steps, reuse.keep, reuse.note)
+    return Parts(envs, model, optimizer, generator, collector, learner, timer, reuse.keep, reuse.note)

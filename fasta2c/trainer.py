@@ -99,9 +99,8 @@ def _tuned(config: TrainConfig) -> TrainConfig:
     say(f"{config.env} on {device}: trying numbers of environments")
     config = tune(config, device, say=say)
     assert config.num_envs != "auto"
-    num_steps, num_minibatches = config.sizes(config.num_envs)
-    updates = config.total_steps // (config.num_envs * num_steps)
-    steps = updates * num_minibatches * config.num_epochs
+    updates = config.total_steps // (config.num_envs * config.num_steps)
+    steps = updates * config.minibatches(config.num_envs) * config.num_epochs
     wish = "" if config.num_minibatches == "auto" else "; more environments want a higher --lr"
     say(f"a run of {config.total_steps:,} env steps makes {steps:,} optimizer steps{wish}")
     return config
@@ -127,7 +126,7 @@ class Trainer:
             config = config.with_preset(saved)
             check_resumable(config, TrainConfig(**saved))
         if isinstance(config.num_envs, int):
-            config = dataclasses.replace(config, **config.sizes(config.num_envs)._asdict())
+            config = dataclasses.replace(config, num_minibatches=config.minibatches(config.num_envs))
         self.config = config
         self.device = accel.resolve_device(config.device)
         self.update, self.resumes, self.wall_before = 0, 0, 0.0
@@ -262,7 +261,7 @@ class Trainer:
     @property
     def time_report(self) -> TimeReport | None:
         """Where the time of this session went since its warm-up; None where there was nothing after it."""
-        rows = (self.update - self._warm_update) * self.parts.num_steps
+        rows = (self.update - self._warm_update) * self.config.num_steps
         if not self._warm_phases or not rows:
             return None
         in_turn = self.parts.envs[0].in_turn

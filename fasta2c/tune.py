@@ -98,8 +98,8 @@ def sweep(config: TrainConfig, device: torch.device, *, seconds: float) -> Itera
 
 def _optimizer_steps(config: TrainConfig, num_envs: int) -> int:
     """What a run with so many environments makes of them."""
-    num_steps, num_minibatches = config.sizes(num_envs)
-    return config.total_steps * num_minibatches * config.num_epochs // (num_envs * num_steps)
+    updates = config.total_steps // (num_envs * config.num_steps)
+    return updates * config.minibatches(num_envs) * config.num_epochs
 
 
 def _estimate(last: Trial, num_envs: int) -> float:

@@ -241,24 +241,16 @@ def test_each_preset_in_the_repository_can_be_used() -> None:
             TrainConfig().with_preset(load_preset(file.stem, name))
 
 
-@pytest.mark.parametrize(
-    ("num_envs", "num_steps", "num_minibatches"),
-    [(1, 128, 1), (8, 128, 4), (16, 64, 4), (64, 16, 4), (256, 8, 8), (1024, 8, 32), (4096, 8, 128)],
-)
-def test_rows_and_minibatches_follow_the_number_of_environments(num_envs, num_steps, num_minibatches):
-    config = TrainConfig(num_steps="auto", num_minibatches="auto", rollout_size=1024, minibatch_size=256)
-    assert config.sizes(num_envs) == (num_steps, num_minibatches)
+@pytest.mark.parametrize(("num_envs", "minibatches"), [(1, 1), (16, 1), (24, 2), (64, 4), (256, 16), (1024, 64)])
+def test_minibatches_follow_the_number_of_environments(num_envs, minibatches):
+    assert TrainConfig(num_steps=16, num_minibatches="auto", minibatch_size=256).minibatches(num_envs) == minibatches
 
 
-@given(st.integers(1, 10**5), st.integers(1, 10**6), st.integers(1, 10**6))
-def test_sizes_are_possible_whatever_they_follow_from(num_envs, rollout_size, minibatch_size):
-    config = TrainConfig(
-        num_steps="auto", num_minibatches="auto", rollout_size=rollout_size, minibatch_size=minibatch_size
-    )
-    num_steps, num_minibatches = config.sizes(num_envs)
-    assert 8 <= num_steps <= 128 and 1 <= num_minibatches <= num_envs
+@given(st.integers(1, 10**5), st.integers(1, 1000), st.integers(1, 10**6))
+def test_minibatches_have_an_environment_each_at_least(num_envs, num_steps, minibatch_size):
+    config = TrainConfig(num_steps=num_steps, num_minibatches="auto", minibatch_size=minibatch_size)
+    assert 1 <= config.minibatches(num_envs) <= num_envs
 
 
-def test_sizes_that_are_given_stay():
-    assert TrainConfig(num_steps=5, num_minibatches=3).sizes(256) == (5, 3)
-    assert TrainConfig(num_steps=32, num_minibatches="auto").sizes(64) == (32, 8)
+def test_minibatches_that_are_given_stay():
+    assert TrainConfig(num_minibatches=3).minibatches(256) == 3
