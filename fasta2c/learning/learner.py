@@ -219,7 +219,7 @@ class Learner:
                     rollout.values_T1E[last, part] = self._outputs(rollout, last, part, state)[1]
             if self._keep_graph:
                 kept.append(Forward(chunk, policy_BP, values_B))
-        return iter(kept) if self._keep_graph else self._made_when_asked(rollout, chunks), ratios_TE[:, envs]
+        return _popped(kept) if self._keep_graph else self._made_when_asked(rollout, chunks), ratios_TE[:, envs]
 
     def _made_when_asked(self, rollout: RolloutBuffer, chunks: Iterable[Chunk]) -> Iterator[Forward]:
         for chunk in chunks:
@@ -237,7 +237,7 @@ class Learner:
 
 
 def _popped(forwards: list[Forward]) -> Iterator[Forward]:
-    """Those that acted, each let go when done with."""
+    """Each let go when done with."""
     while forwards:
         yield forwards.pop(0)
 
