@@ -132,7 +132,6 @@ def assemble(config: TrainConfig, envs: Sequence[HostEnvs | TorchEnvs], device: 
         config,
         forward=forward,
         samples=samples,
-        num_minibatches=num_minibatches,
         threads=threads,
         graphs=graphs,
         apart=apart,

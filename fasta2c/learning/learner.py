@@ -33,7 +33,6 @@ class Learner:
         config: coefficients, schedules and how advantages are computed.
         forward: the model's forward pass, compiled or not.
         samples: samples whose gradient is computed at once; gradients of one optimizer step add up.
-        num_minibatches: shares of a rollout, of whole environments, that have an optimizer step each.
         threads: torch's, on a CPU, while it updates.
         apart: observations to action distributions, and to values, if rollouts come without values: the learner then
             makes these, many rows at once, and differentiates the very ones that advantages are made of.
@@ -51,7 +50,6 @@ class Learner:
         *,
         forward: torch.nn.Module,
         samples: int,
-        num_minibatches: int = 1,
         threads: int,
         graphs: Graphs,
         apart: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None,
@@ -64,7 +62,6 @@ class Learner:
         self._config = config
         self._forward = forward
         self._samples = samples
-        self._num_minibatches = num_minibatches
         self._threads = threads
         self._graphs = graphs
         self._apart = apart
@@ -97,7 +94,7 @@ class Learner:
         rewards_TE = self._rewards(rollout)
         returns_TE = torch.empty_like(rewards_TE)
         totals, grad_norms = torch.zeros(3, device=returns_TE.device), []
-        shares = list(rollout.shares(self._num_minibatches))
+        shares = list(rollout.shares(self._config.minibatches(rollout.num_envs)))
         for number, envs in enumerate(shares * self._config.num_epochs):
             # The first step is that of the policy that acted; what follows learns from another's actions.
             forwards, ratios_TE = (self._forwards(rollout, envs), None) if number == 0 else self._anew(rollout, envs)
