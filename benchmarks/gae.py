@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fasta2c import accel
 from fasta2c.errors import Fasta2cError, UserError
-from fasta2c.learning.advantages import build_gae, gae
+from fasta2c.learning.advantages import build_estimators, gae
 from fasta2c.run.provenance import versions
 
 GAMMA, GAE_LAMBDA = 0.99, 0.95
@@ -42,7 +42,7 @@ def forms(rewards: Tensor, values: Tensor, terminated: Tensor, truncated: Tensor
     arguments = (rewards, values, terminated, truncated)
 
     def ours(name: str) -> Form:
-        function = build_gae(name, rewards.device)
+        function = build_estimators(name, rewards.device).gae
         return lambda: function(*arguments, gamma=GAMMA, gae_lambda=GAE_LAMBDA)
 
     names = ("scan", "compiled", "triton") if rewards.device.type == "cuda" else ("scan", "compiled")

@@ -254,3 +254,9 @@ def test_minibatches_have_an_environment_each_at_least(num_envs, num_steps, mini
 
 def test_minibatches_that_are_given_stay():
     assert TrainConfig(num_minibatches=3).minibatches(256) == 3
+
+
+@pytest.mark.parametrize("num_envs", [16, 64, 256, 1024])
+def test_a_step_on_atari_has_the_same_samples_at_any_number_of_environments(num_envs):
+    config = TrainConfig(env="Atari/Pong", num_envs=num_envs).with_preset(load_preset("Atari", "Pong"))
+    assert config.num_steps * num_envs / config.minibatches(num_envs) == 256

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from typing import Protocol
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -103,8 +104,15 @@ def _td_errors(rewards: Tensor, values: Tensor, terminated: Tensor, gamma: float
     return rewards + gamma * future_TE - values[:-1]
 
 
-def build_gae(name: str, device: torch.device) -> AdvantageFunction:
-    """The form of `gae` called "auto", "scan", "compiled" or "triton"; auto is Triton's on a GPU, else the scan.
+class Estimators(NamedTuple):
+    """`gae` and `vtrace` in one of their forms."""
+
+    gae: AdvantageFunction
+    vtrace: Callable[..., tuple[Tensor, Tensor]]
+
+
+def build_estimators(name: str, device: torch.device) -> Estimators:
+    """The form called "auto", "scan", "compiled" or "triton"; auto is Triton's on a GPU, else the scan.
 
     Raises:
         UserError: "triton" where it cannot run.
@@ -113,15 +121,11 @@ def build_gae(name: str, device: torch.device) -> AdvantageFunction:
     if name == "triton" and not has_triton:
         raise UserError(f"gae: triton needs a CUDA device and the package triton, not {device}; use auto.")
     if name == "triton" or (name == "auto" and has_triton):
-        from fasta2c.learning.gae_triton import gae_triton
+        from fasta2c.learning.gae_triton import gae_triton, vtrace_triton
 
-        return gae_triton
-    return accel.maybe_compile(gae, enabled=name == "compiled")
-
-
-def build_vtrace(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """`vtrace`, compiled where `name`, of a form of `gae`, asks for that."""
-    return accel.maybe_compile(vtrace, enabled=name == "compiled")
+        return Estimators(gae_triton, vtrace_triton)
+    compiled = partial(accel.maybe_compile, enabled=name == "compiled")
+    return Estimators(compiled(gae), compiled(vtrace))
 
 
 def standardise(advantages_TE: Tensor, valid_TE: Tensor) -> Tensor:

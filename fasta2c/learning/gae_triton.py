@@ -20,7 +20,7 @@ BLOCK_T, BLOCK_E = 16, 32
 def _compose(later_slope, later_offset, slope, offset):  # type: ignore[no-untyped-def]
     """The map (slope, offset) applied after the later rows' map; a slope of 0 lets nothing through, NaN included."""
     through = tl.where(slope == 0, 0.0, slope * later_offset)
-    return slope * later_slope, offset + through
+    return tl.where(slope == 0, 0.0, slope * later_slope), offset + through
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -29,12 +29,14 @@ def _kernel(  # type: ignore[no-untyped-def]
     values,
     terminated,
     truncated,
+    ratios,
     advantages,
     returns,
     T,
     E,
     gamma: tl.constexpr,
     decay: tl.constexpr,
+    weighted: tl.constexpr,
     block_t: tl.constexpr,
     block_e: tl.constexpr,
 ):
@@ -55,6 +57,10 @@ def _kernel(  # type: ignore[no-untyped-def]
         # Selected, never multiplied by a mask: 0 * NaN would be NaN.
         delta_TE = reward_TE + gamma * tl.where(terminated_TE, 0.0, next_TE) - value_TE
         slope_TE = tl.where(done_TE, 0.0, decay).to(delta_TE.dtype)
+        if weighted:
+            rho_TE = tl.minimum(tl.load(ratios + at_TE, inside_TE, 1.0), 1.0)
+            slope_TE = tl.where(done_TE, 0.0, slope_TE * rho_TE)
+            delta_TE *= rho_TE
         slope_TE, offset_TE = tl.associative_scan((slope_TE, delta_TE), 0, _compose, reverse=True)
         through_TE = tl.where(slope_TE == 0, 0.0, slope_TE * carried_E[None, :])
         advantage_TE = offset_TE + through_TE
@@ -70,6 +76,32 @@ def gae_triton(
 
     Runs on a CUDA device, or on a CPU under TRITON_INTERPRET=1 (slowly, for tests).
     """
+    return _launch(rewards, values, terminated, truncated, None, gamma, gae_lambda)
+
+
+def vtrace_triton(
+    rewards: Tensor,
+    values: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    ratios: Tensor,
+    *,
+    gamma: float,
+    gae_lambda: float,
+) -> tuple[Tensor, Tensor]:
+    """What `fasta2c.learning.advantages.vtrace` computes, in one kernel; arguments and results as there."""
+    return _launch(rewards, values, terminated, truncated, ratios, gamma, gae_lambda)
+
+
+def _launch(
+    rewards: Tensor,
+    values: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    ratios: Tensor | None,
+    gamma: float,
+    gae_lambda: float,
+) -> tuple[Tensor, Tensor]:
     rewards, values, terminated, truncated = (x.contiguous() for x in (rewards, values, terminated, truncated))
     num_steps, num_envs = rewards.shape
     advantages, returns = torch.empty_like(rewards), torch.empty_like(rewards)
@@ -79,12 +111,14 @@ def gae_triton(
         # Triton has no pointers to bool; the bytes are the same.
         terminated.view(torch.int8),
         truncated.view(torch.int8),
+        rewards if ratios is None else ratios.contiguous(),  # without ratios nothing is read there
         advantages,
         returns,
         num_steps,
         num_envs,
         gamma,
         gamma * gae_lambda,
+        ratios is not None,
         BLOCK_T,
         BLOCK_E,
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 from fasta2c import accel
 from fasta2c.config import TrainConfig
 from fasta2c.graphs import Graphs
-from fasta2c.learning.advantages import build_gae, build_vtrace, standardise
+from fasta2c.learning.advantages import build_estimators, standardise
 from fasta2c.learning.loss import loss_sums
 from fasta2c.learning.optim import clip_grad_norm, schedule, set_learning_rate
 from fasta2c.learning.rewards import RewardScaler
@@ -69,8 +69,7 @@ class Learner:
         self._keep_graph = keep_graph
         self.reward_scaler = reward_scaler
         device = next(model.parameters()).device
-        self._gae = build_gae(config.gae, device)
-        self._vtrace = build_vtrace(config.gae)
+        self._gae, self._vtrace = build_estimators(config.gae, device)
         self._ent_coef = torch.tensor(config.ent_coef, device=device)
         self._rollout: RolloutBuffer | None = None
         self._step: Callable[[], Tensor] | None = None

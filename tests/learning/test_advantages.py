@@ -9,7 +9,7 @@ from helpers import vtrace_reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fasta2c.learning.advantages import build_gae, build_vtrace, gae, standardise, vtrace
+from fasta2c.learning.advantages import build_estimators, gae, standardise, vtrace
 
 
 def reference(rewards, values, terminated, truncated, gamma, lam):
@@ -58,7 +58,7 @@ def test_matches_the_reference(name, lam):
     values = torch.randn(12, 7, generator=generator, dtype=torch.float64)
     terminated = torch.rand(11, 7, generator=generator) < 0.2
     truncated = torch.rand(11, 7, generator=generator) < 0.2
-    advantages, returns = build_gae(name, torch.device("cpu"))(
+    advantages, returns = build_estimators(name, torch.device("cpu")).gae(
         rewards, values, terminated, truncated, gamma=0.9, gae_lambda=lam
     )
     expected = reference(*(x.numpy() for x in (rewards, values, terminated, truncated)), 0.9, lam)
@@ -115,7 +115,9 @@ def test_vtrace_matches_its_reference(T, E, seed, gamma, lam):
     terminated, truncated = rng.random((T, E)) < 0.3, rng.random((T, E)) < 0.3
     arrays = (rewards, values, terminated, truncated, ratios)
     for name in ("scan", "auto"):
-        advantages, returns = build_vtrace(name)(*map(torch.from_numpy, arrays), gamma=gamma, gae_lambda=lam)
+        advantages, returns = build_estimators(name, torch.device("cpu")).vtrace(
+            *map(torch.from_numpy, arrays), gamma=gamma, gae_lambda=lam
+        )
         expected = vtrace_reference(*arrays, gamma, lam)
         np.testing.assert_allclose(advantages.numpy(), expected, rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(returns.numpy(), expected + values[:-1], rtol=1e-9, atol=1e-9)

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fasta2c.errors import UserError
-from fasta2c.learning.advantages import build_gae, gae
+from fasta2c.learning.advantages import build_estimators, gae, vtrace
 
-gae_triton = pytest.importorskip("fasta2c.learning.gae_triton", exc_type=ModuleNotFoundError).gae_triton
+kernels = pytest.importorskip("fasta2c.learning.gae_triton", exc_type=ModuleNotFoundError)
+gae_triton, vtrace_triton = kernels.gae_triton, kernels.vtrace_triton
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -24,8 +25,10 @@ def case(T, E, seed=0, ends=0.2, dtype=torch.float32):
 
 
 def both(arguments, gamma, gae_lambda):
-    found = gae_triton(*arguments, gamma=gamma, gae_lambda=gae_lambda)
-    wanted = gae(*(x.double() if x.is_floating_point() else x for x in arguments), gamma=gamma, gae_lambda=gae_lambda)
+    """By the kernel and by the scan; with a fifth argument, the ratios, V-trace's."""
+    kernel, scan = (gae_triton, gae) if len(arguments) == 4 else (vtrace_triton, vtrace)
+    found = kernel(*arguments, gamma=gamma, gae_lambda=gae_lambda)
+    wanted = scan(*(x.double() if x.is_floating_point() else x for x in arguments), gamma=gamma, gae_lambda=gae_lambda)
     return [x.double().cpu() for x in found], [x.cpu() for x in wanted]
 
 
@@ -43,15 +46,35 @@ def test_any_size_agrees_with_the_float64_scan(T, E, seed, gamma, gae_lambda, en
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=2e-5)
 
 
+def ratios(T, E, seed=0):
+    return torch.randn(T, E, generator=torch.Generator().manual_seed(seed + 1)).exp().to(DEVICE)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    T=st.integers(1, 40),
+    E=st.integers(1, 70),
+    seed=st.integers(0, 10_000),
+    gae_lambda=st.sampled_from([0.0, 0.95, 1.0]),
+    ends=st.sampled_from([0.0, 0.05, 0.5]),
+)
+def test_vtrace_of_any_size_agrees_with_the_float64_scan(T, E, seed, gae_lambda, ends):
+    arguments = (*case(T, E, seed, ends), ratios(T, E, seed))
+    for found, wanted in zip(*both(arguments, 0.99, gae_lambda), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=2e-5)
+
+
 @pytest.mark.parametrize("poison", [math.nan, math.inf, 1e30])
 @pytest.mark.parametrize("end", [10, 20])  # inside a tile of 16 rows, counted from row 36; and between two
-def test_a_poisoned_dummy_row_reaches_no_other(poison, end):
-    rewards, values, terminated, truncated = case(37, 5, ends=0.0)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_poisoned_dummy_row_reaches_no_other(poison, end, weighted):
+    arguments = (*case(37, 5, ends=0.0), *([ratios(37, 5)] if weighted else []))
+    rewards, values, terminated = arguments[:3]
     terminated[end, 2] = True
-    clean, _ = both((rewards, values, terminated, truncated), 0.99, 0.95)
-    rewards[end + 1, 2] = poison
-    values[end + 1, 2] = poison
-    dirty, _ = both((rewards, values, terminated, truncated), 0.99, 0.95)
+    clean, _ = both(arguments, 0.99, 0.95)
+    for x in (rewards, values, *arguments[4:]):
+        x[end + 1, 2] = poison
+    dirty, _ = both(arguments, 0.99, 0.95)
     others = np.ones((37, 5), dtype=bool)
     others[end + 1, 2] = False
     for a, b in zip(clean, dirty, strict=True):
@@ -67,13 +90,20 @@ def test_inputs_need_not_be_contiguous():
 def test_without_a_gpu_it_is_refused_and_auto_is_the_scan():
     cpu = torch.device("cpu")
     with pytest.raises(UserError, match="CUDA"):
-        build_gae("triton", cpu)
-    assert build_gae("auto", cpu) is gae
+        build_estimators("triton", cpu)
+    assert build_estimators("auto", cpu) == (gae, vtrace)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("T", "E"), [(1, 1), (5, 16), (8, 256), (33, 1000), (128, 4096)])
 def test_on_a_gpu_auto_is_the_kernel_and_agrees_with_the_scan(T, E):
-    assert build_gae("auto", DEVICE) is gae_triton
+    assert build_estimators("auto", DEVICE) == (gae_triton, vtrace_triton)
     for found, wanted in zip(*both(case(T, E, ends=0.01), 0.99, 0.95), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("T", "E"), [(1, 1), (33, 1000), (32, 8)])
+def test_on_a_gpu_vtrace_agrees_with_the_scan(T, E):
+    for found, wanted in zip(*both((*case(T, E, ends=0.01), ratios(T, E)), 0.99, 0.95), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
