@@ -20,7 +20,7 @@ BLOCK_T, BLOCK_E = 16, 32
 def _compose(later_slope, later_offset, slope, offset):  # type: ignore[no-untyped-def]
     """The map (slope, offset) applied after the later rows' map; a slope of 0 lets nothing through, NaN included."""
     through = tl.where(slope == 0, 0.0, slope * later_offset)
-    return tl.where(slope == 0, 0.0, slope * later_slope), offset + through
+    return slope * later_slope, offset + through
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -58,6 +58,7 @@ def _kernel(  # type: ignore[no-untyped-def]
         delta_TE = reward_TE + gamma * tl.where(terminated_TE, 0.0, next_TE) - value_TE
         slope_TE = tl.where(done_TE, 0.0, decay).to(delta_TE.dtype)
         if weighted:
+            # Of NaN and 1 the minimum is 1, so that slopes are finite.
             rho_TE = tl.minimum(tl.load(ratios + at_TE, inside_TE, 1.0), 1.0)
             slope_TE = tl.where(done_TE, 0.0, slope_TE * rho_TE)
             delta_TE *= rho_TE
