@@ -11,15 +11,16 @@ import csv
 import datetime
 import json
 import os
+import queue
 import re
 import shlex
-import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,47 +154,58 @@ def wanted(args: argparse.Namespace) -> Iterator[Job]:
 
 
 def work_off(jobs: list[Job], shares: list[list[int]], args: argparse.Namespace, deadline: float | None) -> None:
-    """Run all jobs, as many at once as there are shares of the cores, until the deadline."""
-    waiting = [job for job in jobs if not (job.folder / "scored").exists()]
-    for job in jobs:
-        if job not in waiting:
-            print(f"{job.env} seed {job.seed}: scored already", flush=True)
-    running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
-    try:
-        while waiting or running:
-            late = deadline is not None and time.monotonic() > deadline
-            if late and not running:
-                return
-            for n, share in enumerate(shares):
-                if waiting and n not in running and not late:
-                    running[n] = waiting[0], start(waiting.pop(0), share)
-            for n, (job, process) in list(running.items()):
-                if late and process.poll() is None:
-                    process.terminate()
-                    process.wait()
-                if process.poll() is not None:
-                    del running[n]
-                    if process.returncode == 0:
-                        score(job, shares[n], args)
-                    else:
-                        print(f"{job.env} seed {job.seed}: ended with {process.returncode}", flush=True)
-            time.sleep(0.2)
-    finally:
-        for _, process in running.values():
-            process.send_signal(signal.SIGTERM)
-        for _, process in running.values():
-            process.wait()
+    """Run all jobs until the deadline, as many at once as there are shares of the cores; keep results as they come."""
+    free: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
+    for share in shares:
+        free.put(share)
+
+    def work(job: Job) -> dict[str, Any] | None:
+        share = free.get()
+        try:
+            return score(job, share, args) if train(job, share, deadline) else None
+        finally:
+            free.put(share)
+
+    with ThreadPoolExecutor(len(shares)) as pool:
+        try:
+            begun = {pool.submit(work, job): job for job in jobs}
+            for done in as_completed(begun):
+                if (result := done.result()) is not None:
+                    keep(result, args.results)
+                    (begun[done].folder / "scored").touch()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # a Ctrl-C has reached the runs, too, which save and end
+            raise
 
 
-def start(job: Job, share: list[int]) -> subprocess.Popen[bytes]:
-    """A process that trains, or goes on training, on these cores."""
+def train(job: Job, share: list[int], deadline: float | None) -> bool:
+    """Train, or go on training, on these cores; whether the run has ended and is to be scored."""
+    if (job.folder / "scored").exists():
+        say(job, "scored already")
+        return False
+    left = None if deadline is None else deadline - time.monotonic()
+    if left is not None and left <= 0:
+        return False
     job.folder.parent.mkdir(parents=True, exist_ok=True)
-    if (job.folder / "config.yaml").exists():
-        flags = ["--resume", str(job.folder)]
-    else:
-        flags = [*job.flags, "--run-dir", str(job.folder)]
-    print(f"{job.env} seed {job.seed}: {'goes on' if flags[0] == '--resume' else 'begins'}", flush=True)
-    return subprocess.Popen(pinned(share, "train", *flags, "--quiet"), stdout=subprocess.DEVNULL)
+    begun = (job.folder / "config.yaml").exists()
+    flags = ["--resume", str(job.folder)] if begun else [*job.flags, "--run-dir", str(job.folder)]
+    say(job, "goes on" if begun else "begins")
+    with subprocess.Popen(pinned(share, "train", *flags, "--quiet"), stdout=subprocess.DEVNULL) as process:
+        try:
+            process.wait(left)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # it saves
+            process.wait()
+            say(job, "goes on next time")
+            return False
+    if process.returncode:
+        say(job, f"ended with {process.returncode}")
+    return process.returncode == 0
+
+
+def say(job: Job, what: str) -> None:
+    """A line of progress."""
+    print(f"{shlex.join(job.flags[1:])}: {what}", flush=True)
 
 
 def pinned(cores: list[int], *arguments: str) -> list[str]:
@@ -201,8 +213,8 @@ def pinned(cores: list[int], *arguments: str) -> list[str]:
     return ["taskset", "-c", ",".join(map(str, cores)), sys.executable, "-m", "fasta2c", *arguments]
 
 
-def score(job: Job, share: list[int], args: argparse.Namespace) -> None:
-    """Play with a trained agent, and append what came of the run to the results."""
+def score(job: Job, share: list[int], args: argparse.Namespace) -> dict[str, Any]:
+    """Play with a trained agent; what came of the run, its curve written."""
     summary = json.loads((job.folder / "summary.json").read_text())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     played = {}
@@ -216,7 +228,8 @@ def score(job: Job, share: list[int], args: argparse.Namespace) -> None:
     write_curve(curve, rows)
     config = yaml.safe_load((job.folder / "config.yaml").read_text())
     target = max((p.score for p in SUITES[job.suite][job.env] if p.steps != 3), default=None)
-    result = {
+    say(job, " and ".join(f"{played[name]['mean_return']:.1f} {name}" for name in played))
+    return {
         "suite": job.suite,
         "env": job.env,
         "seed": job.seed,
@@ -234,11 +247,13 @@ def score(job: Job, share: list[int], args: argparse.Namespace) -> None:
         "curve": str(curve.relative_to(args.results)),
         "date": date,
     }
-    with (args.results / "scores.jsonl").open("a") as file:
+
+
+def keep(result: dict[str, Any], folder: Path) -> None:
+    """Append to the results."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "scores.jsonl").open("a") as file:
         file.write(json.dumps(result) + "\n")
-    (job.folder / "scored").touch()
-    means = " and ".join(f"{played[name]['mean_return']:.1f} {name}" for name in played)
-    print(f"{job.env} seed {job.seed}: {means}, {summary['env_steps']:,} env steps", flush=True)
 
 
 def levels(env: str, target: float | None) -> list[float]:
