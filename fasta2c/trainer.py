@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import shlex
 import time
@@ -125,8 +124,6 @@ class Trainer:
             saved = from_plain(state["config"], str(file))
             config = config.with_preset(saved)
             check_resumable(config, TrainConfig(**saved))
-        if isinstance(config.num_envs, int):
-            config = dataclasses.replace(config, num_minibatches=config.minibatches(config.num_envs))
         self.config = config
         self.device = accel.resolve_device(config.device)
         self.update, self.resumes, self.wall_before = 0, 0, 0.0

@@ -13,7 +13,7 @@ import torch
 from fasta2c import accel
 from fasta2c.config import TrainConfig
 from fasta2c.envs.ids import resolve
-from fasta2c.errors import is_out_of_memory
+from fasta2c.errors import UserError, is_out_of_memory
 from fasta2c.graphs import warm_up_updates
 from fasta2c.parts import Parts, assemble, make_envs
 
@@ -21,7 +21,7 @@ from fasta2c.parts import Parts, assemble, make_envs
 NUM_ENVS = (16, 64, 256, 1024, 4096)
 # The smallest number wins that reaches this share of the best speed: more environments mean fewer updates.
 NEARLY = 0.9
-# Optimizer steps that a run must have left at least, so that it can learn.
+# Updates that a run must have left at least, so that it can learn.
 UPDATES = 200
 
 
@@ -52,7 +52,7 @@ def tune(
         say: told what is tried, line by line.
 
     Raises:
-        UserError: environments that cannot be made.
+        UserError: environments that cannot be made, or more minibatches than any number of them.
     """
     trials = []
     for trial in sweep(config, device, seconds=seconds):
@@ -77,7 +77,11 @@ def sweep(config: TrainConfig, device: torch.device, *, seconds: float) -> Itera
     """
     deadline = time.perf_counter() + seconds
     trials: list[Trial] = []
-    for num_envs in [n for n in NUM_ENVS if _optimizer_steps(config, n) >= UPDATES] or NUM_ENVS[:1]:
+    enough = [n for n in NUM_ENVS if config.minibatches(n) <= n]
+    if not enough:
+        raise UserError(f"num_minibatches: {config.num_minibatches} are more than any number of environments tried.")
+    most = config.total_steps // (UPDATES * config.num_steps)
+    for num_envs in [n for n in enough if n <= most] or enough[:1]:
         if trials and _estimate(trials[-1], num_envs) > deadline - time.perf_counter():
             break
         try:
@@ -94,12 +98,6 @@ def sweep(config: TrainConfig, device: torch.device, *, seconds: float) -> Itera
         if best.seconds > deadline - time.perf_counter():
             break
         yield _try(config, device, {"num_envs": best.settings["num_envs"], **other})
-
-
-def _optimizer_steps(config: TrainConfig, num_envs: int) -> int:
-    """What a run with so many environments makes of them."""
-    updates = config.total_steps // (num_envs * config.num_steps)
-    return updates * config.minibatches(num_envs) * config.num_epochs
 
 
 def _estimate(last: Trial, num_envs: int) -> float:

@@ -104,6 +104,9 @@ EVERY_KIND = [
     pytest.param({"env": "Jumanji/BinPack", "recurrent": "lstm", "shared": False}),
     pytest.param({"env": "Jumanji/Cleaner", "encoder": "small-cnn"}),
     pytest.param({"env": "torch:reach:Reach"}),
+    pytest.param({"env": "Classic/CartPole", "num_minibatches": 4, "num_epochs": 2, "optimizer": "muon"}),
+    pytest.param({"env": "MiniGrid/Empty-5x5", "recurrent": "gru", "num_minibatches": 4, "shared": False}),
+    pytest.param({"env": "Atari/Pong", "num_minibatches": 4, "optimizer": "muon"}),
 ]
 
 

@@ -99,6 +99,8 @@ def run(updates, graphs, monkeypatch, **settings):
         {"lr_schedule": "linear", "ent_schedule": "cosine", "ent_coef": 0.5},
         {"env_groups": 2, "micro_batch": 2, "normalize_advantage": True},
         {"shared": False, "critic_lr": 0.02, "lr_schedule": "cosine", "num_steps": 1},
+        {"num_minibatches": 3, "num_epochs": 2, "lr_schedule": "linear"},
+        {"num_minibatches": 2, "shared": False, "critic_lr": 0.02},
     ],
 )
 def test_a_replay_computes_what_the_call_computes(settings, monkeypatch):
@@ -106,7 +108,8 @@ def test_a_replay_computes_what_the_call_computes(settings, monkeypatch):
     plain, plain_found, _ = run(8, Graphs, monkeypatch, **settings)
     replayed, found, graphs = run(8, StandIn, monkeypatch, **settings)
     groups = settings.get("env_groups", 1)
-    values = groups if settings.get("shared", True) else 0  # with an encoder of its own the critic runs in the update
+    in_update = not settings.get("shared", True) and "num_minibatches" not in settings
+    values = 0 if in_update else groups  # with an encoder of its own the critic runs in the update
     per_rollout = settings.get("num_steps", 8) * groups + values + 1
     assert graphs.replays == per_rollout * (8 - WARM_UP - 1)
     for (actions, values, metrics), (plain_actions, plain_values, plain_metrics) in zip(

@@ -130,10 +130,11 @@ def test_more_minibatches_than_environments_are_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_minibatches_that_follow_from_the_environments_are_kept_as_a_number(tmp_path):
-    run = train(config(tmp_path, num_minibatches="auto", minibatch_size=16))
-    assert read_config(run.run_dir / "config.yaml")["num_minibatches"] == 4
-    assert train(TrainConfig(total_steps=4000), resume=run.run_dir).env_steps >= 4000
+def test_minibatches_that_follow_from_the_environments_still_do_so_in_another_run(tmp_path):
+    run = train(config(tmp_path, num_minibatches="auto", minibatch_size=16, optimizer="muon"))
+    kept = read_config(run.run_dir / "config.yaml")
+    assert kept["num_minibatches"] == "auto" and TrainConfig(**kept).minibatches(16) == 8
+    assert train(TrainConfig(total_steps=4000, num_minibatches="auto"), resume=run.run_dir).env_steps >= 4000
 
 
 def test_resume_goes_on_where_the_run_was(tmp_path):

@@ -55,6 +55,13 @@ def test_a_run_keeps_updates_enough_to_learn(monkeypatch):
     assert Speeds(monkeypatch, RISING).numbers(TrainConfig(num_envs="auto", total_steps=1)) == [16]
 
 
+def test_minibatches_want_environments_enough(monkeypatch):
+    speeds = Speeds(monkeypatch, RISING)
+    assert speeds.numbers(TrainConfig(num_envs="auto", total_steps=10**9, num_minibatches=32)) == [64, 256, 1024, 4096]
+    with pytest.raises(UserError, match="num_minibatches: 5000"):
+        speeds.numbers(TrainConfig(num_envs="auto", total_steps=10**9, num_minibatches=5000))
+
+
 def test_trials_that_would_take_too_long_are_left_out(monkeypatch):
     """Each environment takes a tenth of a second: 16 and 64 of them fit into 10 s, 256 do not."""
     speeds = Speeds(monkeypatch, RISING, seconds=0.1)

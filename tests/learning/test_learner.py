@@ -251,6 +251,7 @@ def test_a_second_step_of_a_network_with_memory_unrolls_it_anew(keep_graph):
     whole = rollout()
     for name in ("frames", "rewards_TE", "actions_TE", "valid_TE"):
         getattr(buffer, name).copy_(getattr(whole, name))
+    buffer.first_state_ES.normal_(generator=torch.Generator().manual_seed(3))
     buffer.fills[2, 1] = True
     rows = slice(0, T + 1), slice(0, E)
     policies, values, _ = model.unroll(buffer.observations(*rows), buffer.first_state_ES, buffer.opens(*rows))
@@ -268,8 +269,14 @@ def test_a_second_step_of_a_network_with_memory_unrolls_it_anew(keep_graph):
         keep_graph=keep_graph,
         unroll=model.unroll,
     )
-    learn.update(buffer, 0.0)
+    buffer.values_T1E.copy_(expected)
+    metrics = dict(zip(METRICS, learn.update(buffer, 0.0).tolist(), strict=True))
     torch.testing.assert_close(buffer.values_T1E, expected)
+    advantages, _ = gae(
+        buffer.rewards_TE, expected, buffer.terminated_TE, buffer.truncated_TE, gamma=0.99, gae_lambda=0.95
+    )
+    # Both epochs have the ratios 1, and so this loss.
+    assert metrics["policy_loss"] == pytest.approx(-(buffer.log_probs_TE * advantages).mean().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("shared", [True, False])
