@@ -9,14 +9,18 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import itertools
 import json
+import math
 import os
 import queue
 import re
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -28,7 +32,8 @@ import torch
 import yaml
 from common import hardware
 
-from fasta2c.config import PROVENANCE
+from fasta2c.config import PROVENANCE, TrainConfig, load_preset, to_plain
+from fasta2c.envs.ids import resolve
 from fasta2c.errors import Fasta2cError, UserError
 
 FOLDER = Path(__file__).parent
@@ -116,25 +121,31 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=FOLDER / "results", help="where scores and curves are kept")
     parser.add_argument("--table", type=Path, default=FOLDER / "RESULTS.md", help="whose table is written anew")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        run(args)
+        return 1 if run(args) else 0
     except Fasta2cError as error:
-        print(f"{Path(__file__).name}: {error}", file=sys.stderr)
+        print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
         return error.exit_code
-    return 0
+    except KeyboardInterrupt:
+        print(f"{Path(__file__).name}: interrupted; called again, it goes on", file=sys.stderr)
+        return 130
 
 
-def run(args: argparse.Namespace) -> None:
-    """Train, play and tell what is asked for."""
+def run(args: argparse.Namespace) -> int:
+    """Train, play and tell what is asked for; returns how many runs failed."""
     cores = sorted(os.sched_getaffinity(0))
     if not 1 <= args.jobs <= len(cores):
         raise UserError(f"--jobs: {args.jobs} is out of range; there are {len(cores)} cores.")
     if args.seeds < 0 or args.first_seed < 0 or args.episodes < 1:
         raise UserError("--seeds and --first-seed must be at least 0, --episodes at least 1.")
     jobs = list(wanted(args))
-    deadline = time.monotonic() + 60 * args.budget if args.budget is not None else None
-    work_off(jobs, [cores[n :: args.jobs] for n in range(args.jobs)], args, deadline)
-    write_table(args.table, read_results(args.results))
+    split_at_marks(args.table)  # before hours of training, not behind
+    deadline = time.monotonic() + 60 * args.budget if args.budget is not None else math.inf
+    try:
+        return work_off(jobs, [cores[n :: args.jobs] for n in range(args.jobs)], args, deadline)
+    finally:
+        write_table(args.table, read_results(args.results))
 
 
 def wanted(args: argparse.Namespace) -> Iterator[Job]:
@@ -144,63 +155,107 @@ def wanted(args: argparse.Namespace) -> Iterator[Job]:
     if missing := [game for game in args.games or [] if game.lower() not in known]:
         raise UserError(f"--games: no {', '.join(missing)} among {', '.join(sorted(known))}.")
     games = {game.lower() for game in args.games} if args.games else known
+    try:
+        more = shlex.split(args.flags)
+    except ValueError as error:
+        raise UserError(f"--flags: {args.flags!r} cannot be read ({error}).") from None
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         for suite, envs in suites.items():
             for env in envs:
                 if env.split("/")[1].lower() in games:
-                    flags = ["--env", env, "--seed", str(seed), *shlex.split(args.flags)]
+                    flags = ["--env", env, "--seed", str(seed), *more]
                     name = re.sub(r"[^\w.]+", "-", " ".join(flags[1:])).replace("-seed-", "-s")
-                    yield Job(suite, env, seed, flags, args.runs / name)
+                    yield Job(suite, env, seed, flags, unused_or_current(args.runs / name, flags))
 
 
-def work_off(jobs: list[Job], shares: list[list[int]], args: argparse.Namespace, deadline: float | None) -> None:
-    """Run all jobs until the deadline, as many at once as there are shares of the cores; keep results as they come."""
+def unused_or_current(folder: Path, flags: list[str]) -> Path:
+    """`folder`, with a number behind its name where runs of another preset, or without a checkpoint, are in the way."""
+    for number in itertools.count(2):
+        if not folder.exists():
+            return folder
+        whole = (folder / "checkpoints" / "latest.pt").exists() and (folder / "config.yaml").exists()
+        if whole and is_current(flags, yaml.safe_load((folder / "config.yaml").read_text())):
+            return folder
+        folder = folder.with_name(f"{folder.name.partition('--')[0]}--{number}")
+    raise AssertionError
+
+
+def is_current(flags: list[str], config: dict[str, Any]) -> bool:
+    """Whether a run of these flags has been trained by what the preset says today."""
+    env_id = resolve(flags[flags.index("--env") + 1])
+    preset = load_preset(env_id.family, env_id.name)
+    today = to_plain(TrainConfig(**preset))
+    given = {flag[2:].partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")}
+    return all(today[name] in (config.get(name), "auto") for name in preset if name not in given)
+
+
+def work_off(jobs: list[Job], shares: list[list[int]], args: argparse.Namespace, deadline: float) -> int:
+    """Run all jobs until the deadline, as many at once as there are shares of the cores; keep results as they come.
+
+    Returns:
+        how many failed.
+    """
     free: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
     for share in shares:
         free.put(share)
+    stopping = threading.Event()
 
     def work(job: Job) -> dict[str, Any] | None:
         share = free.get()
         try:
-            return score(job, share, args) if train(job, share, deadline) else None
+            if not train(job, share, deadline, stopping) or time.monotonic() > deadline or stopping.is_set():
+                return None
+            return score(job, share, args)
         finally:
             free.put(share)
 
+    failed = 0
     with ThreadPoolExecutor(len(shares)) as pool:
+        begun = {pool.submit(work, job): job for job in jobs}
         try:
-            begun = {pool.submit(work, job): job for job in jobs}
             for done in as_completed(begun):
-                if (result := done.result()) is not None:
+                try:
+                    result = done.result()
+                except subprocess.CalledProcessError as error:
+                    say(begun[done], str(error))
+                    failed += 1
+                    continue
+                if result is not None:
                     keep(result, args.results)
                     (begun[done].folder / "scored").touch()
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # a Ctrl-C has reached the runs, too, which save and end
+            stopping.set()
+            pool.shutdown(cancel_futures=True)
             raise
+    return failed
 
 
-def train(job: Job, share: list[int], deadline: float | None) -> bool:
-    """Train, or go on training, on these cores; whether the run has ended and is to be scored."""
+def train(job: Job, share: list[int], deadline: float, stopping: threading.Event) -> bool:
+    """Train, or go on training, on these cores; whether the run has ended and is to be scored.
+
+    Raises:
+        CalledProcessError: the run failed.
+    """
     if (job.folder / "scored").exists():
         say(job, "scored already")
         return False
-    left = None if deadline is None else deadline - time.monotonic()
-    if left is not None and left <= 0:
+    if stopping.is_set() or time.monotonic() > deadline:
         return False
     job.folder.parent.mkdir(parents=True, exist_ok=True)
-    begun = (job.folder / "config.yaml").exists()
-    flags = ["--resume", str(job.folder)] if begun else [*job.flags, "--run-dir", str(job.folder)]
-    say(job, "goes on" if begun else "begins")
-    with subprocess.Popen(pinned(share, "train", *flags, "--quiet"), stdout=subprocess.DEVNULL) as process:
-        try:
-            process.wait(left)
-        except subprocess.TimeoutExpired:
-            process.terminate()  # it saves
-            process.wait()
-            say(job, "goes on next time")
-            return False
+    flags = ["--resume", str(job.folder)] if job.folder.exists() else [*job.flags, "--run-dir", str(job.folder)]
+    say(job, "goes on" if flags[0] == "--resume" else "begins")
+    command = pinned(share, "train", *flags, "--quiet")
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            if stopping.is_set() or time.monotonic() > deadline:
+                process.terminate()  # it saves
+                process.wait()
+                say(job, "goes on next time")
+                return False
+            time.sleep(0.1)
     if process.returncode:
-        say(job, f"ended with {process.returncode}")
-    return process.returncode == 0
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return True
 
 
 def say(job: Job, what: str) -> None:
@@ -224,7 +279,7 @@ def score(job: Job, share: list[int], args: argparse.Namespace) -> dict[str, Any
     with (job.folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     date = datetime.date.today().isoformat()
-    curve = args.results / "curves" / f"{job.folder.name.lower()}_{date}.csv"
+    curve = args.results / "curves" / f"{job.folder.name.lower()}_{device.type}_{date}.csv"
     write_curve(curve, rows)
     config = yaml.safe_load((job.folder / "config.yaml").read_text())
     target = max((p.score for p in SUITES[job.suite][job.env] if p.steps != 3), default=None)
@@ -282,21 +337,28 @@ def write_curve(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    """What has been scored so far; of runs of one command, the last."""
+    """What has been scored so far, by presets as they are today; of runs of one command, the last."""
     file = folder / "scores.jsonl"
     lines = file.read_text().splitlines() if file.exists() else []
     latest = {(r["command"], r["hardware"]["gpu"]): r for r in map(json.loads, lines)}
-    return list(latest.values())
+    return [r for r in latest.values() if is_current(shlex.split(r["command"]), r["config"])]
+
+
+def split_at_marks(path: Path) -> tuple[str, str]:
+    """What is before and behind the table in `path`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--table: {path} cannot be read ({error.strerror}).") from None
+    if BEGIN not in text or END not in text:
+        raise UserError(f"--table: {path} has no lines {BEGIN!r} and {END!r} to write the table between.")
+    return text.partition(BEGIN)[0], text.partition(END)[2]
 
 
 def write_table(path: Path, results: list[dict[str, Any]]) -> None:
     """Replace what is between the marks in `path`."""
-    text = path.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise UserError(f"{path} has no lines {BEGIN!r} and {END!r} to write the table between.")
-    before, rest = text.split(BEGIN, 1)
-    _, after = rest.split(END, 1)
-    path.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}", encoding="utf-8")
+    before, behind = split_at_marks(path)
+    path.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{behind}", encoding="utf-8")
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -320,11 +382,11 @@ def table(results: list[dict[str, Any]]) -> str:
             f"| {statistics.median(run['env_steps'] for run in runs) / 1e6:.2f} "
             f"| {statistics.median(run['wall_seconds'] for run in runs) / 60:.1f} | {place} |"
         )
-    for (env, flags, _), runs in groups.items():
+    for (env, flags, place), runs in groups.items():
         if env == "Atari/Pong":
             told = ", ".join(f"{s / 1e6:.2f} M" if (s := run["steps_to"]["18.0"]) else "never" for run in runs)
             seeds = ", ".join(str(run["seed"]) for run in runs)
-            what = f"Pong{f' `{flags}`' if flags else ''}"
+            what = f"Pong{f' `{flags}`' if flags else ''} on {place}"
             lines += ["", f"{what}, env steps until the last 100 training games averaged 18 (seeds {seeds}): {told}."]
     return "\n".join(lines)
 

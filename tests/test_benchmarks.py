@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+
+from fasta2c.config import TrainConfig, load_preset, to_plain
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -161,6 +164,41 @@ def test_a_curve_is_thinned_but_keeps_its_ends(tmp_path, monkeypatch):
     assert len(lines) == 501 and lines[1].startswith("0,") and lines[-1].startswith("12344,")
 
 
-def test_scores_name_the_games_there_are():
-    done = script("scores.py", "--games", "Pogn")
-    assert done.returncode == 2 and "no Pogn among" in done.stderr
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (("--games", "Pogn"), "no Pogn among"),
+        (("--jobs", 10_000), "--jobs"),
+        (("--flags", "--lr '"), "--flags"),
+        (("--table", "nowhere.md"), "nowhere.md"),
+    ],
+)
+def test_scores_name_what_is_wrong_before_training(flags, problem, tmp_path):
+    done = script("scores.py", "--runs", tmp_path, *flags)
+    assert done.returncode == 2 and problem in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_scores_of_another_preset_are_left_alone(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import scores
+
+    flags = ["--env", "Classic/CartPole", "--seed", "0", "--num-steps", "5"]
+    config = to_plain(TrainConfig(num_steps=5).with_preset(load_preset("Classic", "CartPole")))
+    assert scores.is_current(flags, config)
+    assert scores.is_current(flags, {**config, "num_steps": 7})  # given, so not the preset's
+    assert not scores.is_current(flags, {**config, "lr": 0.5})
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert scores.unused_or_current(folder, flags) == tmp_path / "run--2"  # it died before its first checkpoint
+    (folder / "checkpoints" / "latest.pt").touch()
+    assert scores.unused_or_current(folder, flags) == folder
+    (folder / "config.yaml").write_text(yaml.safe_dump({**config, "lr": 0.5}))
+    assert scores.unused_or_current(folder, flags) == tmp_path / "run--2"
+
+
+def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path):
+    (tmp_path / "table.md").write_text("<!-- scores.py writes from here --><!-- to here -->")
+    done = scores(tmp_path, "--seeds", 1, "--flags", "--lr nonsense")
+    assert done.returncode == 1 and done.stdout.count("returned non-zero exit status 2") == 2

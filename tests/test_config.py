@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fasta2c import config as config_module
-from fasta2c.config import TrainConfig, from_plain, load_preset, read_config, to_dict, to_plain
+from fasta2c.config import TrainConfig, from_plain, load_preset, read_config, read_yaml, to_dict, to_plain
 from fasta2c.errors import UserError
 
 FIELDS = [f.name for f in dataclasses.fields(TrainConfig)]
@@ -260,3 +260,10 @@ def test_minibatches_that_are_given_stay():
 def test_a_step_on_atari_has_the_same_samples_at_any_number_of_environments(num_envs):
     config = TrainConfig(env="Atari/Pong", num_envs=num_envs).with_preset(load_preset("Atari", "Pong"))
     assert config.num_steps * num_envs / config.minibatches(num_envs) == 256
+
+
+@pytest.mark.parametrize("file", sorted(config_module.preset_folder().glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_preset_works_with_a_single_environment(file):
+    names = ["", *(read_yaml(file).get("envs") or {})]
+    for name in names:
+        assert TrainConfig(num_envs=1).with_preset(load_preset(file.stem, name)).minibatches(1) == 1
