@@ -22,6 +22,9 @@ from fasta2c.config import TrainConfig, load_preset
 from fasta2c.envs.base import HostEnvs, Row
 from fasta2c.envs.ids import resolve
 
+# What speed is measured by, and compared with others': one optimizer step of a rollout, whatever the preset has.
+PLAIN_A2C: dict[str, Any] = {"num_minibatches": 1, "num_epochs": 1, "optimizer": "rmsprop"}
+
 
 class Replay(HostEnvs):
     """Environments that cost nothing: they return recorded rows over and over, whatever is done."""

@@ -19,7 +19,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from common import hardware, rate, spread, with_preset, write_json
+from common import PLAIN_A2C, hardware, rate, spread, with_preset, write_json
 
 from fasta2c import accel
 from fasta2c.envs.base import spread_seeds
@@ -32,7 +32,7 @@ from fasta2c.run.provenance import versions
 def fasta2c_sps(env: str, num_envs: int, num_steps: int | None, seconds: float) -> float:
     """Env steps a second of collect and update, as the trainer calls them."""
     given: dict[str, Any] = {"env": env, "num_envs": num_envs}
-    config = with_preset(**given, **({"num_steps": num_steps} if num_steps else {}))
+    config = with_preset(**PLAIN_A2C, **given, **({"num_steps": num_steps} if num_steps else {}))
     device = accel.resolve_device(config.device)
     parts = assemble(config, make_envs(config, device), device)
 

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import Replay, hardware, random_actions, rate, spread, synchronize, with_preset, write_json
+from common import PLAIN_A2C, Replay, hardware, random_actions, rate, spread, synchronize, with_preset, write_json
 from plain import Plain
 
 from fasta2c import accel
@@ -32,7 +32,7 @@ def measure(seconds: float, repeats: int, **flags: Any) -> dict[str, Any]:
         seconds: of the environments alone in each turn; the others get twice as many.
         repeats: turns.
     """
-    config = with_preset(**flags)
+    config = with_preset(**PLAIN_A2C, **flags)
     device = accel.resolve_device(config.device)
     began = time.perf_counter()
     envs = make_envs(config, device)

@@ -83,7 +83,7 @@ class TrainConfig:
     num_epochs: Count = 1
     """Times that an update goes through its rollout. V-trace corrects all of its optimizer steps but the first."""
     normalize_advantage: bool = False
-    """Standardise advantages over the valid rows of a rollout (value targets never are)."""
+    """Standardise advantages over the valid rows of an optimizer step (value targets never are)."""
     max_grad_norm: Positive = 0.5
     """Gradients are scaled down to this global norm before the step."""
     optimizer: Literal["rmsprop", "rmsprop-tf", "adam", "muon"] = "rmsprop-tf"

@@ -1,4 +1,4 @@
-"""One synchronous A2C update of a rollout: advantages, loss, backward, clip, step.
+"""One synchronous A2C update of a rollout: advantages, loss, backward, clip, step; of several steps, by V-trace.
 
 Shapes: T rows, E environments.
 """
@@ -75,10 +75,10 @@ class Learner:
         self._step: Callable[[], Tensor] | None = None
 
     def update(self, rollout: RolloutBuffer, progress: float) -> Tensor:
-        """One optimizer step on `rollout`, at `progress` (0 to 1) of the run.
+        """Learn from `rollout`, at `progress` (0 to 1) of the run: an optimizer step for each minibatch of each epoch.
 
         Returns:
-            the values of `METRICS`, on the device: means over valid rows, and the gradient's norm before clipping.
+            the values of `METRICS`, on the device: means over valid rows, and of the gradient's norm before clipping.
         """
         config = self._config
         # All that differs between updates beside the rollout's contents; the rest may be a recorded graph.

@@ -1,7 +1,7 @@
 """Whether the forward passes that act are kept, with their graphs, for the update to differentiate.
 
-A2C makes one update on the very parameters that acted, so the outputs that chose the actions are those the loss needs:
-keeping them saves the update's own forward pass, a quarter of NatureCNN's arithmetic, and costs memory.
+Plain A2C makes one optimizer step on the very parameters that acted, so the outputs that chose the actions are those
+the loss needs: keeping them saves the update's own forward pass, a quarter of NatureCNN's arithmetic, and costs memory.
 """
 
 from __future__ import annotations
