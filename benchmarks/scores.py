@@ -32,7 +32,7 @@ import torch
 import yaml
 from common import hardware
 
-from fasta2c.config import PROVENANCE, TrainConfig, load_preset, to_plain
+from fasta2c.config import PROVENANCE, RESUMABLE, TrainConfig, load_preset, to_plain
 from fasta2c.envs.ids import resolve
 from fasta2c.errors import Fasta2cError, UserError
 
@@ -186,7 +186,8 @@ def is_current(flags: list[str], config: dict[str, Any]) -> bool:
     preset = load_preset(env_id.family, env_id.name)
     today = to_plain(TrainConfig(**preset))
     given = {flag[2:].partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")}
-    return all(today[name] in (config.get(name), "auto") for name in preset if name not in given)
+    learnt = preset.keys() - given - (RESUMABLE - {"total_steps"})  # what else changes nothing of what is learnt
+    return all(today[name] in (config.get(name), "auto") for name in learnt)
 
 
 def work_off(jobs: list[Job], shares: list[list[int]], args: argparse.Namespace, deadline: float) -> int:

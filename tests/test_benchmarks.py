@@ -187,7 +187,9 @@ def test_scores_of_another_preset_are_left_alone(tmp_path, monkeypatch):
     config = to_plain(TrainConfig(num_steps=5).with_preset(load_preset("Classic", "CartPole")))
     assert scores.is_current(flags, config)
     assert scores.is_current(flags, {**config, "num_steps": 7})  # given, so not the preset's
+    assert scores.is_current(flags, {**config, "log_interval": 7})
     assert not scores.is_current(flags, {**config, "lr": 0.5})
+    assert not scores.is_current(flags, {**config, "total_steps": 7})
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
