@@ -170,14 +170,14 @@ def wanted(args: argparse.Namespace) -> Iterator[Job]:
 
 def unused_or_current(folder: Path, flags: list[str]) -> Path:
     """`folder`, with a number behind its name where runs of another preset, or without a checkpoint, are in the way."""
-    for number in itertools.count(2):
-        if not folder.exists():
-            return folder
-        whole = (folder / "checkpoints" / "latest.pt").exists() and (folder / "config.yaml").exists()
-        if whole and is_current(flags, yaml.safe_load((folder / "config.yaml").read_text())):
-            return folder
-        folder = folder.with_name(f"{folder.name.partition('--')[0]}--{number}")
-    raise AssertionError
+
+    def goes_on(run: Path) -> bool:
+        config = run / "config.yaml"
+        whole = (run / "checkpoints" / "latest.pt").exists() and config.exists()
+        return whole and is_current(flags, yaml.safe_load(config.read_text()))
+
+    others = (folder.with_name(f"{folder.name}--{number}") for number in itertools.count(2))
+    return next(run for run in itertools.chain([folder], others) if not run.exists() or goes_on(run))
 
 
 def is_current(flags: list[str], config: dict[str, Any]) -> bool:
@@ -327,14 +327,14 @@ def first_at(rows: list[dict[str, str]], level: float) -> int | None:
 
 def write_curve(path: Path, rows: list[dict[str, str]]) -> None:
     """The course of a run in at most `CURVE_ROWS` rows, the first and the last among them."""
-    kept = [rows[round(n * (len(rows) - 1) / (CURVE_ROWS - 1))] for n in range(CURVE_ROWS)]
-    kept = kept if len(rows) > CURVE_ROWS else rows
+    if len(rows) > CURVE_ROWS:
+        rows = [rows[round(n * (len(rows) - 1) / (CURVE_ROWS - 1))] for n in range(CURVE_ROWS)]
     columns = ("env_steps", "wall_seconds", "episodes", "episode_return_mean", "entropy", "explained_variance")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(kept)
+        writer.writerows(rows)
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:

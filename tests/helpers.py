@@ -25,5 +25,5 @@ def vtrace_reference(rewards, values, terminated, truncated, ratios, gamma, lam)
                 advantages[t, e] += weight * rho * (rewards[k, e] + future - values[k, e])
                 if terminated[k, e] or truncated[k, e]:
                     break
-                weight *= gamma * lam * min(1.0, ratios[k, e])
+                weight *= gamma * lam * rho
     return advantages

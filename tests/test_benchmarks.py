@@ -114,14 +114,16 @@ def test_coverage_with_a_pattern_that_matches_nothing():
     assert done.returncode == 2 and "no environment matches" in done.stderr
 
 
+MARKS = ("<!-- scores.py writes from here -->", "<!-- to here -->")
+
+
 def scores(tmp_path, *flags):
     places = ("--runs", tmp_path / "runs", "--results", tmp_path / "results", "--table", tmp_path / "table.md")
     return script("scores.py", "--suite", "classic", "--games", "CartPole,Acrobot", *places, *flags)
 
 
 def test_scores_are_told_run_by_run_and_in_a_table(tmp_path):
-    marks = ("<!-- scores.py writes from here -->", "<!-- to here -->")
-    (tmp_path / "table.md").write_text(f"before\n{marks[0]}\nold\n{marks[1]}\nbehind\n")
+    (tmp_path / "table.md").write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nbehind\n")
     done = scores(tmp_path, "--seeds", 2, "--jobs", 2, "--flags", "--total-steps 2000", "--episodes", 3)
     assert done.returncode == 0, done.stdout + done.stderr
     told = [json.loads(line) for line in (tmp_path / "results" / "scores.jsonl").read_text().splitlines()]
@@ -141,7 +143,7 @@ def test_scores_are_told_run_by_run_and_in_a_table(tmp_path):
 
 
 def test_scores_that_the_budget_cuts_short_go_on(tmp_path):
-    (tmp_path / "table.md").write_text("<!-- scores.py writes from here --><!-- to here -->")
+    (tmp_path / "table.md").write_text("".join(MARKS))
     summary = tmp_path / "runs" / "Classic-CartPole-s0" / "summary.json"
     for _ in range(10):  # on a slow machine a run may not have begun within its budget
         done = scores(tmp_path, "--seeds", 1, "--budget", 0.15)
@@ -201,6 +203,6 @@ def test_scores_of_another_preset_are_left_alone(tmp_path, monkeypatch):
 
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path):
-    (tmp_path / "table.md").write_text("<!-- scores.py writes from here --><!-- to here -->")
+    (tmp_path / "table.md").write_text("".join(MARKS))
     done = scores(tmp_path, "--seeds", 1, "--flags", "--lr nonsense")
     assert done.returncode == 1 and done.stdout.count("returned non-zero exit status 2") == 2

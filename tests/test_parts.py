@@ -78,7 +78,6 @@ FAULTS_OF_AN_UPDATE = """
 import resource, statistics
 import torch
 from fasta2c.config import TrainConfig
-from fasta2c.learning.learner import METRICS
 from fasta2c.parts import assemble, make_envs
 
 config, device = TrainConfig(num_envs=256, num_steps=16, shared=False), torch.device("cpu")

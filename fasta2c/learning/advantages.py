@@ -52,14 +52,7 @@ def gae(
     Returns:
         advantages and returns (advantages + values), [T, E] each, in the dtype of `values`. A dummy row's mean nothing.
     """
-    deltas_TE = _td_errors(rewards, values, terminated, gamma)
-    going_on_TE = ~(terminated | truncated)
-    advantages_TE = torch.empty_like(deltas_TE)
-    carried_E = torch.zeros_like(deltas_TE[0])
-    for t in range(deltas_TE.shape[0] - 1, -1, -1):
-        carried_E = deltas_TE[t] + gamma * gae_lambda * torch.where(going_on_TE[t], carried_E, 0.0)
-        advantages_TE[t] = carried_E
-    return advantages_TE, advantages_TE + values[:-1]
+    return _scan(rewards, values, terminated, truncated, None, gamma, gae_lambda)
 
 
 def vtrace(
@@ -85,23 +78,32 @@ def vtrace(
     Returns:
         advantages, weighted, and value targets (advantages + values), [T, E] each. A dummy row's mean nothing.
     """
-    deltas_TE = _td_errors(rewards, values, terminated, gamma)
+    return _scan(rewards, values, terminated, truncated, ratios.clamp(max=1.0), gamma, gae_lambda)
+
+
+def _scan(
+    rewards: Tensor,
+    values: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    weights_TE: Tensor | None,
+    gamma: float,
+    gae_lambda: float,
+) -> tuple[Tensor, Tensor]:
+    """Advantages and value targets, a row's advantage multiplied by its weight before it is carried on."""
+    values_TE, next_values_TE = values[:-1], values[1:]
+    # Selected, never multiplied by a mask: 0 * NaN would be NaN.
+    future_TE = torch.where(terminated, 0.0, next_values_TE)
+    deltas_TE = rewards + gamma * future_TE - values_TE
     going_on_TE = ~(terminated | truncated)
-    weights_TE = ratios.clamp(max=1.0)
     advantages_TE = torch.empty_like(deltas_TE)
     carried_E = torch.zeros_like(deltas_TE[0])
     for t in range(deltas_TE.shape[0] - 1, -1, -1):
-        onward_E = torch.where(going_on_TE[t], carried_E, 0.0)
-        carried_E = weights_TE[t] * (deltas_TE[t] + gamma * gae_lambda * onward_E)
+        carried_E = deltas_TE[t] + gamma * gae_lambda * torch.where(going_on_TE[t], carried_E, 0.0)
+        if weights_TE is not None:
+            carried_E = weights_TE[t] * carried_E
         advantages_TE[t] = carried_E
-    return advantages_TE, advantages_TE + values[:-1]
-
-
-def _td_errors(rewards: Tensor, values: Tensor, terminated: Tensor, gamma: float) -> Tensor:
-    """One-step errors of the values, [T, E]."""
-    # Selected, never multiplied by a mask: 0 * NaN would be NaN.
-    future_TE = torch.where(terminated, 0.0, values[1:])
-    return rewards + gamma * future_TE - values[:-1]
+    return advantages_TE, advantages_TE + values_TE
 
 
 class Estimators(NamedTuple):

@@ -91,13 +91,15 @@ class Learner:
 
     def _update(self, rollout: RolloutBuffer) -> Tensor:
         rewards_TE = self._rewards(rollout)
-        returns_TE = torch.empty_like(rewards_TE)
+        advantages_TE, returns_TE = torch.empty_like(rewards_TE), torch.empty_like(rewards_TE)
         totals, grad_norms = torch.zeros(3, device=returns_TE.device), []
         shares = list(rollout.shares(self._config.minibatches(rollout.num_envs)))
         for number, envs in enumerate(shares * self._config.num_epochs):
             # The first step is that of the policy that acted; what follows learns from another's actions.
             forwards, ratios_TE = (self._forwards(rollout, envs), None) if number == 0 else self._anew(rollout, envs)
-            advantages_TE, returns_TE[:, envs] = self._advantages(rollout, rewards_TE[:, envs], envs, ratios_TE)
+            advantages_TE[:, envs], returns_TE[:, envs] = self._advantages(
+                rollout, rewards_TE[:, envs], envs, ratios_TE
+            )
             sums, grad_norm = self._step_on(rollout, envs, forwards, advantages_TE, returns_TE)
             totals += sums
             grad_norms.append(grad_norm)
@@ -137,22 +139,19 @@ class Learner:
             rollout: all rows.
             envs: whose rows these are.
             forwards: the model's outputs, which together cover them.
-            advantages_TE: of `envs` alone.
-            returns_TE: value targets of all environments.
+            advantages_TE: those of `envs` up to date.
+            returns_TE: value targets, those of `envs` up to date.
         """
         count = rollout.valid_TE[:, envs].sum().clamp_min(1)
         totals = torch.zeros(3, device=count.device)
         self._optimizer.zero_grad(set_to_none=True)
+        learnt = (rollout.actions_TE, advantages_TE, returns_TE, rollout.valid_TE)
         for (rows, part), policy_BP, values_B in forwards:
-            own = slice(part.start - envs.start, part.stop - envs.start)
             sums = loss_sums(
                 self._model.distribution,
                 policy_BP,
                 values_B,
-                rollout.actions_TE[rows, part].flatten(0, 1),
-                advantages_TE[rows, own].flatten(),
-                returns_TE[rows, part].flatten(),
-                rollout.valid_TE[rows, part].flatten(),
+                *(x[rows, part].flatten(0, 1) for x in learnt),
                 value_loss=self._config.value_loss,
             )
             loss = sums.policy + self._config.vf_coef * sums.value - self._ent_coef * sums.entropy

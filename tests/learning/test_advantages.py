@@ -13,19 +13,8 @@ from fasta2c.learning.advantages import build_estimators, gae, standardise, vtra
 
 
 def reference(rewards, values, terminated, truncated, gamma, lam):
-    """The definition, as a sum of discounted TD errors per environment, in float64 and without recursion."""
-    T, E = rewards.shape
-    advantages = np.zeros((T, E))
-    for e in range(E):
-        for t in range(T):
-            weight = 1.0
-            for k in range(t, T):
-                future = 0.0 if terminated[k, e] else gamma * values[k + 1, e]
-                advantages[t, e] += weight * (rewards[k, e] + future - values[k, e])
-                if terminated[k, e] or truncated[k, e]:
-                    break
-                weight *= gamma * lam
-    return advantages
+    """GAE's definition: V-trace's, where the policy that learns is the one that acted."""
+    return vtrace_reference(rewards, values, terminated, truncated, np.ones_like(rewards), gamma, lam)
 
 
 def column(*values, dtype=torch.float32):
