@@ -267,21 +267,21 @@ def read_config(path: Path) -> dict[str, Any]:
 def load_preset(family: str, name: str) -> dict[str, Any]:
     """Keyword arguments for `TrainConfig` that suit the environment `name` of `family`; empty where there are none.
 
-    A preset file `configs/<family in lower case>.yaml` holds `defaults:` for the family and `envs: {name: ...}`.
+    A preset file `configs/<family in lower case>.yaml` holds `defaults:` for the family, `envs: {name: ...}` for some of
+    its environments and, where it builds on the defaults of another family, `like: <that family>`.
     """
     path = preset_folder() / f"{family.lower()}.yaml"
     if not path.is_file():
         return {}
     values = read_yaml(path)
-    defaults = from_plain(values.get("defaults") or {}, f"{path}: defaults")
-    by_name = {k.lower(): k for k in values.get("envs") or {}}
-    if name.lower() not in by_name:
-        return defaults
-    key = by_name[name.lower()]
-    own = from_plain(values["envs"][key], f"{path}: envs.{key}")
-    if "env_kwargs" in defaults and "env_kwargs" in own:
-        own["env_kwargs"] = {**defaults["env_kwargs"], **own["env_kwargs"]}
-    return {**defaults, **own}
+    preset = load_preset(values["like"], "") if "like" in values else {}
+    sections = {"defaults": values.get("defaults")}
+    sections |= {f"envs.{key}": own for key, own in (values.get("envs") or {}).items() if key.lower() == name.lower()}
+    for section, own in sections.items():
+        own = from_plain(own or {}, f"{path}: {section}")
+        env_kwargs = {**preset.get("env_kwargs", {}), **own.get("env_kwargs", {})}
+        preset |= {**own, "env_kwargs": env_kwargs} if env_kwargs else own
+    return preset
 
 
 def preset_folder() -> Path:

@@ -227,6 +227,14 @@ def test_an_environment_wins_over_its_family(tmp_path: Path, monkeypatch: pytest
     assert load_preset("Procgen", "Coinrun") == {}
 
 
+def test_a_family_builds_on_the_defaults_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_preset(tmp_path, monkeypatch)
+    (tmp_path / "arcade.yaml").write_text("like: atari\ndefaults: {gamma: 0.7, env_kwargs: {frame_skip: 1}}\n")
+    kwargs = {"reward_clip": True, "frame_skip": 1}
+    expected = {"num_envs": 32, "gamma": 0.7, "env_kwargs": kwargs}
+    assert load_preset("Arcade", "Pong") == expected  # of its own Pong it says nothing, and Atari's is another game
+
+
 def test_the_preset_of_the_default_environment_is_found() -> None:
     assert load_preset("Classic", "CartPole")
 
@@ -236,7 +244,7 @@ def test_each_preset_in_the_repository_can_be_used() -> None:
     assert files
     for file in files:
         contents = yaml.safe_load(file.read_text())
-        assert set(contents) <= {"defaults", "envs"}, file
+        assert set(contents) <= {"like", "defaults", "envs"}, file
         for name in ["no such environment", *(contents.get("envs") or {})]:
             TrainConfig().with_preset(load_preset(file.stem, name))
 
