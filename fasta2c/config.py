@@ -267,8 +267,8 @@ def read_config(path: Path) -> dict[str, Any]:
 def load_preset(family: str, name: str) -> dict[str, Any]:
     """Keyword arguments for `TrainConfig` that suit the environment `name` of `family`; empty where there are none.
 
-    A preset file `configs/<family in lower case>.yaml` holds `defaults:` for the family, `envs: {name: ...}` for some of
-    its environments and, where it builds on the defaults of another family, `like: <that family>`.
+    A preset file `configs/<family in lower case>.yaml` holds `defaults:` for the family, `envs: {name: ...}` for some
+    of its environments and, where it builds on the defaults of another family, `like: <that family>`.
     """
     path = preset_folder() / f"{family.lower()}.yaml"
     if not path.is_file():

@@ -23,7 +23,7 @@ from fasta2c.learning.learner import METRICS
 from fasta2c.learning.optim import load_optimizer_state, schedule
 from fasta2c.parts import assemble, make_envs
 from fasta2c.policy import Policy, load_parameters, load_state
-from fasta2c.run import checkpoint
+from fasta2c.run import checkpoint, randomness
 from fasta2c.run.directory import RunDirectory
 from fasta2c.run.metrics import MetricsLog
 from fasta2c.run.progress import Progress
@@ -35,15 +35,17 @@ from fasta2c.tune import tune
 # What a checkpoint holds for --resume, beside what a policy is made of.
 _RESUMED = frozenset(
     {
+        "collector",
         "optimizer",
         "reward_scaler",
         "generator",
-        "env_steps",
+        "randomness",
         "update",
         "resumes",
+        "dropped",
         "wall_seconds",
-        "episodes",
         "best_return",
+        "log",
     }
 )
 
@@ -121,18 +123,14 @@ class Trainer:
             resources.callback(self.directory.close)
             file = checkpoint.resolve(resume)
             state = load_state(file)
+            if missing := _RESUMED - state.keys():
+                raise UserError(f"{file} lacks {', '.join(sorted(missing))}; resume from another checkpoint.")
             saved = from_plain(state["config"], str(file))
             config = config.with_preset(saved)
             check_resumable(config, TrainConfig(**saved))
         self.config = config
         self.device = accel.resolve_device(config.device)
-        self.update, self.resumes, self.wall_before = 0, 0, 0.0
-        self.best_return: float | None = None
-        if state is not None:
-            if missing := _RESUMED - state.keys():
-                raise UserError(f"{file} lacks {', '.join(sorted(missing))}; resume from another checkpoint.")
-            self.update, self.resumes = state["update"], state["resumes"] + 1
-            self.wall_before, self.best_return = state["wall_seconds"], state["best_return"]
+        self.resumes = state["resumes"] + 1 if state is not None else 0
 
         if isinstance(config.num_envs, int) and config.num_envs >= 256:  # 10 s for as many emulators on two cores
             Progress(0, quiet=config.quiet).say(f"making {config.num_envs:,} environments")
@@ -143,21 +141,31 @@ class Trainer:
         self.parts = assemble(config, envs, self.device)
         self.collector, self.learner, self.timer = self.parts.collector, self.parts.learner, self.parts.timer
 
-        if state:
-            load_parameters(self.parts.model, state["model"], file)
-            load_optimizer_state(self.parts.optimizer, state["optimizer"])
-            if self.learner.reward_scaler is not None:
-                self.learner.reward_scaler.load_state_dict(state["reward_scaler"])
-            # A generator of another kind of device has another state: then the actions' randomness starts anew.
-            if len(state["generator"]) == len(self.parts.generator.get_state()):
-                self.parts.generator.set_state(state["generator"])
-            else:
-                self.parts.generator.manual_seed(config.seed + self.resumes)
-            self.collector.env_steps = state["env_steps"]
-            self.collector.episodes.load_state_dict(state["episodes"])
+        try:
+            checkpoint.serialise(self.collector.state_dict())
+        except TypeError as error:
+            raise UserError(f"{config.env}: its state_dict cannot be saved: {error}") from None
+
+        self.update, self.wall_before = 0, 0.0
+        self.best_return: float | None = None
+        self.dropped = {"games": 0, "env_steps": 0}
+        """Games that resumes left without an end, for their emulators cannot be saved."""
+        self._metric_sums = torch.zeros(len(METRICS), device=self.device)
+        # explained_variance has a NaN of its own, where returns do not vary.
+        self._may_be_nan = torch.tensor([name == "explained_variance" for name in METRICS], device=self.device)
+        self._first_bad_update = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._logged = {"update": 0, "env_steps": 0, "wall_seconds": 0.0}
+        self._eval_return: float | None = None
+        self._notes = [self.parts.note] if self.parts.note else []
+        if state is not None:
+            self._restore(state, file)
         elif config.init_from is not None:
             file = checkpoint.resolve(config.init_from)
             load_parameters(self.parts.model, load_state(file)["model"], file)
+        self._started = self._warm_at = time.perf_counter()
+        self._warm_steps, self._warm_update = self.env_steps, self.update
+        self._warm_phases: dict[str, float] = {}
+
         if state is None:
             self.directory = RunDirectory.create(config.run_dir, env=config.env, seed=config.seed)
             resources.callback(self.directory.close)
@@ -166,15 +174,29 @@ class Trainer:
         self.log = MetricsLog(self.directory.path, resume_at=self.env_steps if state else None)
         resources.callback(self.log.close)
 
-        self._metric_sums = torch.zeros(len(METRICS), device=self.device)
-        # explained_variance has a NaN of its own, where returns do not vary.
-        self._may_be_nan = torch.tensor([name == "explained_variance" for name in METRICS], device=self.device)
-        self._first_bad_update = torch.zeros((), dtype=torch.int64, device=self.device)
-        self._logged_update, self._logged_steps = self.update, self.env_steps
-        self._started = self._warm_at = self._logged_at = time.perf_counter()
-        self._warm_steps, self._warm_update = self.env_steps, self.update
-        self._warm_phases: dict[str, float] = {}
-        self._eval_return: float | None = None
+    def _restore(self, state: dict[str, Any], source: Path) -> None:
+        """Go on from what `_state` told, read from `source`."""
+        parts, config = self.parts, self.config
+        load_parameters(parts.model, state["model"], source)
+        load_optimizer_state(parts.optimizer, state["optimizer"])
+        dropped = self.collector.load_state_dict(state["collector"])
+        for what, count in dropped.items():
+            self.dropped[what] = state["dropped"][what] + count
+        games = f"{dropped['games']} games that were under way begin anew" if dropped["games"] else "with all its games"
+        self._notes.append(f"goes on at {self.env_steps:,} env steps; {games}")
+        if (scaler := self.learner.reward_scaler) is not None:
+            scaler.load_state_dict(state["reward_scaler"])
+            if state["collector"]["games"] is None:
+                scaler.drop_episodes()
+        # A generator of another kind of device has another state: then the actions' randomness starts anew.
+        if len(state["generator"]) == len(parts.generator.get_state()):
+            parts.generator.set_state(state["generator"])
+        else:
+            parts.generator.manual_seed(config.seed + self.resumes)
+        randomness.restore(state["randomness"], self.device)
+        self.update, self.wall_before, self.best_return = state["update"], state["wall_seconds"], state["best_return"]
+        self._metric_sums += torch.tensor([state["log"]["sums"].get(name, 0.0) for name in METRICS])
+        self._logged = {name: state["log"][name] for name in self._logged}
 
     @property
     def env_steps(self) -> int:
@@ -215,8 +237,8 @@ class Trainer:
     def _loop(self, signals: SignalWatch, progress: Progress) -> None:
         config, collector, timer = self.config, self.collector, self.timer
         progress.say(f"{config.env} on {self.device}: {config.num_envs} environments, run in {self.directory.path}")
-        if self.parts.note:
-            progress.say(self.parts.note)
+        for note in self._notes:
+            progress.say(note)
         warm_update = self.update + warm_up_updates(self.device)
         while self.env_steps < config.total_steps and not self._reached and signals.received is None:
             fraction = self.env_steps / config.total_steps
@@ -294,8 +316,8 @@ class Trainer:
     def _log(self) -> None:
         """Write the means since the last row; the one place beside checkpoints that waits for the device."""
         self._check_finite()
-        config, episodes, updates = self.config, self.collector.episodes, self.update - self._logged_update
-        now, steps = time.perf_counter(), self.env_steps
+        config, episodes, updates = self.config, self.collector.episodes, self.update - self._logged["update"]
+        now, steps = self.wall_seconds, self.env_steps
         fraction = steps / config.total_steps
         total = sum(self.timer.seconds.values()) or 1.0
         means = (self._metric_sums / max(updates, 1)).tolist()
@@ -306,8 +328,8 @@ class Trainer:
             {
                 "env_steps": steps,
                 "update": self.update,
-                "wall_seconds": self.wall_seconds,
-                "sps": (steps - self._logged_steps) / max(now - self._logged_at, 1e-9),
+                "wall_seconds": now,
+                "sps": (steps - self._logged["env_steps"]) / max(now - self._logged["wall_seconds"], 1e-9),
                 "episode_return_mean": episodes.mean_return,
                 "episode_length_mean": episodes.mean_length,
                 "episodes": episodes.count,
@@ -321,7 +343,7 @@ class Trainer:
         )
         self._eval_return = None
         self._metric_sums.zero_()
-        self._logged_update, self._logged_steps, self._logged_at = self.update, steps, now
+        self._logged = {"update": self.update, "env_steps": steps, "wall_seconds": now}
 
     def _evaluate(self) -> float:
         envs = make_eval_envs(self.config, min(self.config.eval_episodes, 32), self.device)
@@ -333,7 +355,7 @@ class Trainer:
 
     def _finish(self) -> None:
         """The last row and the last checkpoint of a session."""
-        if self.update > self._logged_update:
+        if self.update > self._logged["update"]:
             self._log()
         if self.best_return is None and self.collector.episodes.count:
             self._save_best()
@@ -356,14 +378,16 @@ class Trainer:
             "spec": self.parts.envs[0].spec.to_plain(),
             "model": self.parts.model.state_dict(),
             "optimizer": self.parts.optimizer.state_dict(),
-            "reward_scaler": self.learner.reward_scaler.state_dict() if self.learner.reward_scaler else {},
+            "reward_scaler": scaler.state_dict() if (scaler := self.learner.reward_scaler) else {},
+            "collector": self.collector.state_dict(),
             "generator": self.parts.generator.get_state(),
-            "env_steps": self.env_steps,
+            "randomness": randomness.capture(self.device),
             "update": self.update,
             "resumes": self.resumes,
+            "dropped": self.dropped,
             "wall_seconds": self.wall_seconds,
-            "episodes": self.collector.episodes.state_dict(),
             "best_return": self.best_return,
+            "log": {**self._logged, "sums": dict(zip(METRICS, self._metric_sums.tolist(), strict=True))},
             "versions": versions(),
         }
 
@@ -380,6 +404,7 @@ class Trainer:
             "sps": self.sps,
             "mean_return": self.collector.episodes.mean_return,
             "best_return": self.best_return,
+            "dropped": self.dropped,
             "phase_seconds": {**seconds, "other": max(other, 0.0)},
             "warm_up_seconds": self._warm_at - self._started,
             "versions": versions(),

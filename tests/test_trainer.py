@@ -3,12 +3,17 @@
 import csv
 import json
 import os
+import random
 import signal
+import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from gymnasium.spaces import Box, Discrete
 
 from fasta2c import TrainConfig, evaluate, load_policy
 from fasta2c.config import read_config
@@ -93,8 +98,8 @@ def test_a_run_of_every_kind_is_reproducible_and_resumes(tmp_path, kind):
     restored = built._state()
     built.close()
     assert same_parameters(first, restored)
-    for key, value in first["reward_scaler"].items():
-        assert torch.equal(value, restored["reward_scaler"][key])
+    for key, value in first["reward_scaler"].items():  # episodes begin anew
+        assert torch.equal(torch.zeros_like(value) if key == "return_E" else value, restored["reward_scaler"][key])
     assert train(TrainConfig(total_steps=2500, quiet=True), resume=tmp_path / "a").env_steps >= 2500
 
 
@@ -172,8 +177,13 @@ def test_resume_restores_parameters_optimizer_and_generator(tmp_path):
     for key, state in before["optimizer"]["state"].items():
         restored = after["optimizer"]["state"][key]
         assert state and all(torch.equal(torch.as_tensor(v), torch.as_tensor(restored[k])) for k, v in state.items())
-    for name in ("env_steps", "update", "episodes", "best_return"):
-        assert before[name] == after[name]
+    for name in ("update", "best_return", "log", "randomness"):
+        assert str(before[name]) == str(after[name])
+    under_way = {"returns": [0.0] * 8, "lengths": [0] * 8}  # these games begin anew
+    assert after["collector"]["episodes"] == {**before["collector"]["episodes"], **under_way}
+    assert after["collector"]["env_steps"] == before["collector"]["env_steps"]
+    lengths = before["collector"]["episodes"]["lengths"]
+    assert after["dropped"] == {"games": sum(n > 0 for n in lengths), "env_steps": sum(lengths)}
 
 
 @pytest.mark.parametrize("changed", [{"lr": 0.5}, {"num_envs": 4}, {"run_dir": Path("elsewhere")}, {"total_steps": 10}])
@@ -301,3 +311,79 @@ def test_a_checkpoint_without_counters_cannot_be_resumed(tmp_path):
     torch.save(state, latest)
     with pytest.raises(UserError, match="lacks generator"):
         train(TrainConfig(total_steps=4000), resume=result.run_dir)
+
+
+class Walk:
+    """A random walk that ends 5 away from where it began, drawn from generators of every kind; it can be saved."""
+
+    observation_space = Box(-np.inf, np.inf, (2,))
+    action_space = Discrete(3)
+
+    def __init__(self, num_envs, *, device, seed):
+        self.generator = torch.Generator().manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        self.at = torch.zeros(num_envs)
+        self.over = torch.zeros(num_envs, dtype=torch.bool)
+
+    def observe(self):
+        return torch.stack([self.at, self.at.abs()], dim=1)
+
+    def reset(self):
+        self.at.zero_()
+        return self.observe()
+
+    def step(self, actions):
+        noise = (
+            torch.randn(len(self.at), generator=self.generator) + torch.rand(()) + np.random.rand() + random.random()
+        )
+        self.at = torch.where(self.over, 0.0, self.at + actions - 1 + noise - 1.5)
+        rewards = torch.where(self.over, 0.0, 1.0)
+        self.over = ~self.over & (self.at.abs() > 5)
+        return self.observe(), rewards, self.over, torch.zeros_like(self.over)
+
+    def state_dict(self):
+        return {"at": self.at, "over": self.over, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state):
+        self.at, self.over = state["at"], state["over"]
+        self.generator.set_state(state["generator"])
+
+
+@pytest.mark.parametrize(
+    ("half", "changed"),
+    [
+        (100, {}),
+        (15, {"recurrent": "gru", "num_epochs": 2, "num_minibatches": 2, "optimizer": "muon"}),
+        (15, {"normalize_observations": True, "normalize_rewards": True, "lr_schedule": "linear"}),
+    ],
+)
+def test_a_run_of_savable_environments_resumes_bit_for_bit(tmp_path, monkeypatch, half, changed):
+    monkeypatch.setitem(sys.modules, "walks", types.SimpleNamespace(Walk=Walk))
+    common = {"env": "torch:walks:Walk", "total_steps": 2 * half * 64, "log_interval": 7, "checkpoint_interval": half}
+
+    def save_and_fall(trainer):
+        save(trainer)
+        raise KeyboardInterrupt
+
+    whole, save = train(config(tmp_path, "whole", **common, **changed)), Trainer._save
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Trainer, "_save", save_and_fall)
+        train(config(tmp_path, "cut", **common, **changed))
+    resumed = train(TrainConfig(quiet=True), resume=tmp_path / "cut")
+    assert resumed.updates == whole.updates > 2 * half
+    ours, theirs = load(whole), load(resumed)
+    assert same_parameters(ours, theirs)
+    timed = {"wall_seconds", "sps", "env_fraction", "act_fraction", "update_fraction"}
+    logs = [[{k: v for k, v in row.items() if k not in timed} for row in rows(r.run_dir)] for r in (whole, resumed)]
+    assert logs[0] == logs[1]
+    assert json.loads((resumed.run_dir / "summary.json").read_text())["dropped"] == {"games": 0, "env_steps": 0}
+
+
+@pytest.mark.parametrize("unsavable", [object(), np.float32(1), lambda: None])
+def test_a_state_that_no_checkpoint_can_hold_is_refused_before_training(tmp_path, monkeypatch, unsavable):
+    monkeypatch.setattr(Walk, "state_dict", lambda walk: {"odd": unsavable})
+    monkeypatch.setitem(sys.modules, "walks", types.SimpleNamespace(Walk=Walk))
+    with pytest.raises(UserError, match="torch:walks:Walk: its state_dict cannot be saved: "):
+        train(config(tmp_path, env="torch:walks:Walk"))
+    assert not (tmp_path / "run").exists()

@@ -68,11 +68,25 @@ class EpisodeStatistics:
         return len(self._finished) == self._finished.maxlen
 
     def state_dict(self) -> dict[str, Any]:
-        """Finished games as plain values; games under way are not kept, for no emulator can be resumed."""
-        return {"count": self.count, "finished": [list(game) for game in self._finished]}
+        """Finished games, and those under way, as plain values."""
+        return {
+            "count": self.count,
+            "finished": [list(game) for game in self._finished],
+            "returns": self._returns.tolist(),
+            "lengths": self._lengths.tolist(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         self.count = state["count"]
         self._finished.clear()
         self._finished.extend((float(score), int(length)) for score, length in state["finished"])
+        self._returns[:] = state["returns"]
+        self._lengths[:] = state["lengths"]
+
+    def drop_under_way(self) -> dict[str, int]:
+        """Forget the games under way, which begin anew; returns how many "games", and their "env_steps"."""
+        dropped = {"games": int(np.count_nonzero(self._lengths)), "env_steps": int(self._lengths.sum())}
+        self._returns[:] = 0.0
+        self._lengths[:] = 0
+        return dropped

@@ -7,6 +7,10 @@ What such a class must have, for E environments stepped in lockstep:
 - `reset()`, which gives the first observations: a tensor [E, ...], or dicts of them as the space nests them;
 - `step(actions)`, which gives observations, rewards [E], terminated [E] and truncated [E] (bool).
 
+It may also have `state_dict()`, which gives all it needs to go on elsewhere (tensors and plain values, randomness
+included), and `load_state_dict(state)`, which takes that, its tensors on the CPU: a resumed run then goes on in the
+middle of its games.
+
 Ends are as everywhere here: the observation of a done row is the true last one; the next step ignores that
 environment's action, pays 0, and gives the first observation of its next episode.
 """
@@ -102,6 +106,20 @@ class TorchEnvs:
         """Step every environment with `actions`."""
         self.send(actions)
         return self.receive()
+
+    @property
+    def can_be_saved(self) -> bool:
+        """Whether the class can put its games under way into a checkpoint."""
+        return hasattr(self._envs, "state_dict") and hasattr(self._envs, "load_state_dict")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The games under way."""
+        return {"envs": self._envs.state_dict(), "previous_done": self._previous_done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the games that `state_dict` told."""
+        self._envs.load_state_dict(state["envs"])
+        self._previous_done = state["previous_done"].to(self._device)
 
     def close(self) -> None:
         """Tell the class, if it wants to know."""

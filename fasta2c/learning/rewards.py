@@ -27,8 +27,8 @@ class RewardScaler(nn.Module):
         super().__init__()
         self._gamma = gamma
         self.moments = RunningMoments(1)
-        # Where each environment's episode stands; a resumed run begins new episodes.
-        self.register_buffer("return_E", torch.zeros(num_envs, dtype=torch.float64), persistent=False)
+        # Where each environment's episode stands.
+        self.register_buffer("return_E", torch.zeros(num_envs, dtype=torch.float64))
 
     @torch.no_grad()
     def forward(self, rewards_TE: Tensor, done_TE: Tensor, valid_TE: Tensor) -> Tensor:
@@ -40,3 +40,7 @@ class RewardScaler(nn.Module):
             self.return_E.copy_(torch.where(done_TE[t], 0.0, returns_TE[t]))
         self.moments.update(returns_TE.flatten().unsqueeze(1), valid_TE.flatten())
         return rewards_TE * self.moments.scale_D
+
+    def drop_episodes(self) -> None:
+        """All environments begin new episodes."""
+        self.return_E.zero_()

@@ -141,6 +141,16 @@ class RolloutBuffer:
             last = kept[self.num_steps :]
             kept[: self.stack] = last.clone() if self.num_steps < self.stack else last  # the two may overlap
 
+    def carried(self) -> dict[str, Tensor]:
+        """What the next rollout begins with: the last observations, and what is remembered of those before."""
+        last = slice(self.num_steps, None)
+        return {"frames": self.frames[last], "fills": self.fills[last], "state": self.state_ES}
+
+    def load_carried(self, carried: dict[str, Tensor]) -> None:
+        """Begin the next rollout with what `carried` told."""
+        for name, tensor in self.carried().items():
+            tensor.copy_(carried[name])
+
     def shares(self, count: int) -> Iterator[slice]:
         """`count` shares of the environments, as equal as can be."""
         bounds = [self.num_envs * n // count for n in range(count + 1)]

@@ -128,6 +128,29 @@ class Collector:
             buffer.upload()
         return buffer
 
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, statistics, and the games under way if the environments can be saved: tensors and plain values."""
+        envs = [group.state_dict() for group, _ in self._groups if isinstance(group, TorchEnvs) and group.can_be_saved]
+        whole = len(envs) == len(self._groups)
+        games = {"envs": envs, "buffer": self._buffer.carried()} if whole else None
+        return {"env_steps": self.env_steps, "episodes": self.episodes.state_dict(), "games": games}
+
+    def load_state_dict(self, state: dict[str, Any]) -> dict[str, int]:
+        """Go on from what `state_dict` returned; games that were not saved are dropped, and new ones have begun.
+
+        Returns:
+            how many "games" were dropped, and the "env_steps" that had been taken in them.
+        """
+        self.env_steps = state["env_steps"]
+        self.episodes.load_state_dict(state["episodes"])
+        if state["games"] is None:
+            return self.episodes.drop_under_way()
+        self._buffer.load_carried(state["games"]["buffer"])
+        for (group, _), saved in zip(self._groups, state["games"]["envs"], strict=True):
+            assert isinstance(group, TorchEnvs)
+            group.load_state_dict(saved)
+        return {"games": 0, "env_steps": 0}
+
     def _receive(self, t: int, envs: HostEnvs | TorchEnvs, columns: slice) -> None:
         with self._timer("env"):
             row = envs.receive()

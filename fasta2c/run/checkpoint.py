@@ -11,7 +11,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
+from pickle import PicklingError, UnpicklingError
 from typing import Any
 
 import torch
@@ -89,6 +89,18 @@ def load(path: Path, *, map_location: str | torch.device = "cpu") -> dict[str, A
     return state
 
 
+def serialise(state: Mapping[str, Any]) -> memoryview:
+    """`state` as a checkpoint's bytes; raises `TypeError` where it holds something that `load` would refuse."""
+    buffer = io.BytesIO()
+    try:
+        torch.save(dict(state), buffer)
+        buffer.seek(0)
+        torch.load(buffer, map_location="meta", weights_only=True)  # no data is read, only the structure
+    except (UnpicklingError, PicklingError, AttributeError) as error:
+        raise TypeError(f"state holds more than tensors and plain values: {str(error).splitlines()[0]}") from None
+    return buffer.getbuffer()
+
+
 def resolve(path: Path, which: str = "latest") -> Path:
     """The checkpoint file meant by `path`, a run directory or itself a checkpoint.
 
@@ -122,18 +134,14 @@ def _find(path: Path, which: str) -> Path:
 
 def _write(path: Path, state: Mapping[str, Any]) -> None:
     """Write a checkpoint atomically, and clear what earlier kills left in its folder."""
-    buffer = io.BytesIO()  # in memory first, for torch turns the disk's errors into its own
-    torch.save({**state, "format_version": FORMAT_VERSION}, buffer)
-    buffer.seek(0)
-    try:
-        torch.load(buffer, map_location="meta", weights_only=True)  # no data is read, only the structure
-    except UnpicklingError as error:
-        raise TypeError(f"state holds more than tensors and plain values: {error}") from None
+    data = serialise(
+        {**state, "format_version": FORMAT_VERSION}
+    )  # first, for torch turns the disk's errors into its own
     try:
         path.parent.mkdir(exist_ok=True)
         for stale in path.parent.glob(".*.tmp"):  # the run's lock makes us the only writer
             stale.unlink(missing_ok=True)
-        write_atomically(path, buffer.getbuffer())
+        write_atomically(path, data)
     except OSError as error:
         raise _refused(path, error) from None
 
