@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import signal
+import sys
 from collections.abc import Iterable
 
 
@@ -32,6 +34,13 @@ class Stopped(Fasta2cError):
         super().__init__(f"stopped by {signal.Signals(signum).name}{advice and f'; {advice}'}")
         self.signum = signum
         self.exit_code = 128 + signum
+
+
+def warn(text: str) -> None:
+    """Print a line to stderr, where there is one, even in a quiet run."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            print(f"fasta2c: warning: {text}", file=sys.stderr, flush=True)
 
 
 def nearest(word: str, known: Iterable[str], count: int = 3) -> list[str]:

@@ -16,7 +16,7 @@ import torch
 from fasta2c import accel
 from fasta2c.config import TrainConfig, check_resumable, from_plain, load_preset, to_plain
 from fasta2c.envs.ids import resolve
-from fasta2c.errors import RunError, Stopped, UserError
+from fasta2c.errors import RunError, Stopped, UserError, warn
 from fasta2c.evaluation import make_eval_envs, play
 from fasta2c.graphs import warm_up_updates
 from fasta2c.learning.learner import METRICS
@@ -32,6 +32,9 @@ from fasta2c.run.report import PHASES, TimeReport
 from fasta2c.run.signals import SignalWatch
 from fasta2c.tune import tune
 
+# With --on-nan skip, so many updates in a row without one that could be applied end the run.
+SKIPS_IN_A_ROW = 10
+
 # What a checkpoint holds for --resume, beside what a policy is made of.
 _RESUMED = frozenset(
     {
@@ -40,6 +43,7 @@ _RESUMED = frozenset(
         "reward_scaler",
         "generator",
         "randomness",
+        "skipped",
         "update",
         "resumes",
         "dropped",
@@ -150,10 +154,9 @@ class Trainer:
         self.best_return: float | None = None
         self.dropped = {"games": 0, "env_steps": 0}
         """Games that resumes left without an end, for their emulators cannot be saved."""
-        self._metric_sums = torch.zeros(len(METRICS), device=self.device)
-        # explained_variance has a NaN of its own, where returns do not vary.
-        self._may_be_nan = torch.tensor([name == "explained_variance" for name in METRICS], device=self.device)
-        self._first_bad_update = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._metrics = torch.zeros(2, len(METRICS), device=self.device)
+        """Of the updates since the last row of the log: sums, and how many were finite."""
+        self._skipped = 0
         self._logged = {"update": 0, "env_steps": 0, "wall_seconds": 0.0}
         self._eval_return: float | None = None
         self._notes = [self.parts.note] if self.parts.note else []
@@ -162,6 +165,7 @@ class Trainer:
         elif config.init_from is not None:
             file = checkpoint.resolve(config.init_from)
             load_parameters(self.parts.model, load_state(file)["model"], file)
+        self._session_began = self.update
         self._started = self._warm_at = time.perf_counter()
         self._warm_steps, self._warm_update = self.env_steps, self.update
         self._warm_phases: dict[str, float] = {}
@@ -195,7 +199,9 @@ class Trainer:
             parts.generator.manual_seed(config.seed + self.resumes)
         randomness.restore(state["randomness"], self.device)
         self.update, self.wall_before, self.best_return = state["update"], state["wall_seconds"], state["best_return"]
-        self._metric_sums += torch.tensor([state["log"]["sums"].get(name, 0.0) for name in METRICS])
+        self._skipped = state["skipped"]
+        kept = state["log"]["metrics"]
+        self._metrics += torch.tensor([kept.get(name, (0.0, 0.0)) for name in METRICS], device=self.device).T
         self._logged = {name: state["log"][name] for name in self._logged}
 
     @property
@@ -299,28 +305,42 @@ class Trainer:
         self._warm_phases = {phase: self.timer.seconds[phase] for phase in PHASES}
 
     def _take(self, metrics: torch.Tensor) -> None:
-        """Count an update and keep its metrics on the device, a first one that is not finite marked."""
+        """Count an update and keep those of its metrics that are finite, on the device."""
         self.update += 1
-        self._metric_sums += metrics
-        bad = ~(torch.isfinite(metrics) | self._may_be_nan).all()
-        first = torch.where(bad, self.update, 0)
-        self._first_bad_update = torch.where(self._first_bad_update > 0, self._first_bad_update, first)
+        finite = torch.isfinite(metrics)
+        self._metrics += torch.stack([torch.where(finite, metrics, 0.0), finite])
+        if self.device.type == "cpu":  # elsewhere whoever asks waits: see _log
+            self._check_numbers()
 
-    def _check_finite(self) -> None:
-        if bad := int(self._first_bad_update):
-            raise RunError(
-                f"the loss or its gradient is NaN or infinite since update {bad}; the last checkpoint in "
-                f"{self.directory.checkpoints} is from before. Try a lower --lr or --max-grad-norm."
-            )
+    def _check_numbers(self) -> None:
+        """Tell of numbers that were not finite, and stop where the run is to."""
+        fault = self.learner.watch.report()
+        if fault is None:
+            return
+        where = "" if fault.row is None else f" of environment {fault.env} in row {fault.row}"
+        told = (
+            f"the {fault.what}{where} of update {self._session_began + fault.update} is NaN or infinite (by "
+            f"{self.env_steps:,} env steps); the update was not applied"
+        )
+        self._skipped += fault.skipped
+        if self.config.on_nan == "skip" and fault.longest < SKIPS_IN_A_ROW:
+            warn(f"{told}; {self._skipped} so far.")
+            return
+        if self.config.on_nan == "skip":
+            told += f", nor were {fault.longest} in a row"
+        advice = "Try a lower --lr or --max-grad-norm." if fault.row is None else "Look for it in the environment."
+        if self.directory.latest.exists():
+            advice += f" The last checkpoint in {self.directory.checkpoints} is from before."
+        raise RunError(f"{told}. {advice}")
 
     def _log(self) -> None:
         """Write the means since the last row; the one place beside checkpoints that waits for the device."""
-        self._check_finite()
-        config, episodes, updates = self.config, self.collector.episodes, self.update - self._logged["update"]
+        self._check_numbers()
+        config, episodes = self.config, self.collector.episodes
         now, steps = self.wall_seconds, self.env_steps
         fraction = steps / config.total_steps
         total = sum(self.timer.seconds.values()) or 1.0
-        means = (self._metric_sums / max(updates, 1)).tolist()
+        means = (self._metrics[0] / self._metrics[1]).tolist()
         best = -math.inf if self.best_return is None else self.best_return
         if episodes.full and (episodes.mean_return or 0.0) > best:
             self._save_best()
@@ -338,11 +358,12 @@ class Trainer:
                 "ent_coef": config.ent_coef * schedule(config.ent_schedule, fraction),
                 "best_return": self.best_return,
                 "eval_return_mean": self._eval_return,
+                "skipped_updates": self._skipped,
                 **{f"{phase}_fraction": self.timer.seconds[phase] / total for phase in ("env", "act", "update")},
             }
         )
         self._eval_return = None
-        self._metric_sums.zero_()
+        self._metrics.zero_()
         self._logged = {"update": self.update, "env_steps": steps, "wall_seconds": now}
 
     def _evaluate(self) -> float:
@@ -364,7 +385,7 @@ class Trainer:
             self.log.add_text("time/report", f"{report.shares}  \n{report.limit}  \n{report.advice}")
 
     def _save(self) -> None:
-        self._check_finite()
+        self._check_numbers()
         checkpoint.save(self.directory, self._state(), env_steps=self.env_steps)
 
     def _save_best(self) -> None:
@@ -387,7 +408,8 @@ class Trainer:
             "dropped": self.dropped,
             "wall_seconds": self.wall_seconds,
             "best_return": self.best_return,
-            "log": {**self._logged, "sums": dict(zip(METRICS, self._metric_sums.tolist(), strict=True))},
+            "log": {**self._logged, "metrics": dict(zip(METRICS, self._metrics.T.tolist(), strict=True))},
+            "skipped": self._skipped,
             "versions": versions(),
         }
 
@@ -404,6 +426,7 @@ class Trainer:
             "sps": self.sps,
             "mean_return": self.collector.episodes.mean_return,
             "best_return": self.best_return,
+            "skipped_updates": self._skipped,
             "dropped": self.dropped,
             "phase_seconds": {**seconds, "other": max(other, 0.0)},
             "warm_up_seconds": self._warm_at - self._started,

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import random
 import signal
@@ -18,6 +19,7 @@ from gymnasium.spaces import Box, Discrete
 from fasta2c import TrainConfig, evaluate, load_policy
 from fasta2c.config import read_config
 from fasta2c.errors import RunError, Stopped, UserError
+from fasta2c.learning import learner
 from fasta2c.learning.learner import Learner
 from fasta2c.run import checkpoint
 from fasta2c.trainer import Trainer, train
@@ -219,19 +221,82 @@ def test_bad_input_leaves_nothing_behind(tmp_path, changed):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_update(tmp_path, monkeypatch):
-    real = Learner.update
-    calls = []
+class Faulty:
+    """Pays 1 and shows 0 but for what `faults` say: (step, environment, "reward" or "observation", number)."""
 
-    def poisoned(self, rollout, progress):
-        calls.append(1)
-        metrics = real(self, rollout, progress)
-        return metrics * float("nan") if len(calls) == 13 else metrics
+    observation_space = Box(-np.inf, np.inf, (2,))
+    action_space = Discrete(2)
 
-    monkeypatch.setattr(Learner, "update", poisoned)
-    with pytest.raises(RunError, match="update 13"):
-        train(config(tmp_path, checkpoint_interval=10))
+    def __init__(self, num_envs, *, device, seed, faults=()):
+        self.num_envs, self.faults, self.steps = num_envs, faults, 0
+
+    def reset(self):
+        return torch.zeros(self.num_envs, 2)
+
+    def step(self, actions):
+        self.steps += 1
+        brought = {"observation": self.reset(), "reward": torch.ones(self.num_envs)}
+        for step, env, what, number in self.faults:
+            if step == self.steps:
+                brought[what][env] = float(number)
+        never = torch.zeros(self.num_envs, dtype=torch.bool)
+        return brought["observation"], brought["reward"], never, never
+
+
+def faulty(tmp_path, monkeypatch, faults, **changed):
+    monkeypatch.setitem(sys.modules, "faulty", types.SimpleNamespace(Faulty=Faulty))
+    common = {"env": "torch:faulty:Faulty", "env_kwargs": {"faults": faults}, "checkpoint_interval": 10}
+    return config(tmp_path, **common, **changed)
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("what", ["reward", "observation"])
+def test_a_number_that_is_not_finite_stops_the_run_and_is_placed(tmp_path, monkeypatch, what, number):
+    step = 12 * 8 + 4  # in row 3 of update 13; what is observed behind it is acted on in the next row
+    row = 3 if what == "reward" else 4
+    told = (
+        f"the {what} of environment 5 in row {row} of update 13 is NaN or infinite .by 832 env steps.; the update was"
+    )
+    with pytest.raises(RunError, match=told):
+        train(faulty(tmp_path, monkeypatch, [[step, 5, what, number]]))
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
+    assert load(tmp_path / "run")["update"] == 10
+
+
+@pytest.mark.parametrize("what", ["reward", "observation"])
+def test_updates_with_numbers_that_are_not_finite_can_be_skipped(tmp_path, monkeypatch, capsys, what):
+    faults = [[step, env, what, "nan"] for step in (100, 101, 700) for env in (0, 5)]
+    options = {"on_nan": "skip", "normalize_observations": True, "normalize_rewards": True}
+    result = train(faulty(tmp_path, monkeypatch, faults, **options))
+    saved, log = load(result), rows(result.run_dir)
+    assert result.env_steps >= 3000 and saved["skipped"] == int(log[-1]["skipped_updates"]) == 1
+    state = [*saved["model"].values(), *(x for kept in saved["optimizer"]["state"].values() for x in kept.values())]
+    assert all(torch.isfinite(x).all() for x in state)
+    assert all(row["policy_loss"] for row in log)  # the means are those of the updates that were applied
+    assert capsys.readouterr().err.count("fasta2c: warning: ") == 1
+    more = train(TrainConfig(total_steps=6000, quiet=True), resume=result.run_dir)
+    assert json.loads((more.run_dir / "summary.json").read_text())["skipped_updates"] == 2
+
+
+def test_ten_updates_in_a_row_that_must_be_skipped_stop_the_run(tmp_path, monkeypatch):
+    nine = [[8 * update + 1, 0, "reward", "nan"] for update in (*range(9), *range(20, 29))]
+    assert train(faulty(tmp_path, monkeypatch, nine, on_nan="skip")).env_steps >= 3000
+    ten = [[8 * update + 1, 0, "reward", "nan"] for update in range(20, 30)]
+    with pytest.raises(RunError, match="row 0 of update 30 .*, nor were 10 in a row"):
+        train(faulty(tmp_path, monkeypatch, ten, on_nan="skip", name="second"))
+
+
+def test_a_loss_that_is_not_finite_is_not_applied(tmp_path, monkeypatch):
+    real, calls = learner.loss_sums, []
+
+    def poisoned(*args, **kwargs):
+        calls.append(1)
+        sums = real(*args, **kwargs)
+        return sums._replace(value=sums.value * math.nan) if len(calls) == 13 else sums
+
+    monkeypatch.setattr(learner, "loss_sums", poisoned)
+    with pytest.raises(RunError, match="the loss or gradient of update 13 is NaN or infinite.*Try a lower --lr"):
+        train(config(tmp_path, checkpoint_interval=10))
     saved = load(tmp_path / "run")
     assert saved["update"] == 10
     assert all(torch.isfinite(p).all() for p in saved["model"].values())

@@ -16,8 +16,9 @@ from fasta2c.config import TrainConfig
 from fasta2c.graphs import Graphs
 from fasta2c.learning.advantages import build_estimators, standardise
 from fasta2c.learning.loss import loss_sums
-from fasta2c.learning.optim import clip_grad_norm, schedule, set_learning_rate
+from fasta2c.learning.optim import clip_grad_norm, schedule, set_learning_rate, step_where
 from fasta2c.learning.rewards import RewardScaler
+from fasta2c.learning.watch import NumberWatch
 from fasta2c.models.actor_critic import ActorCritic
 from fasta2c.rollout.buffer import Chunk, Forward, RolloutBuffer, Unroll, env_slices
 
@@ -70,6 +71,7 @@ class Learner:
         self.reward_scaler = reward_scaler
         device = next(model.parameters()).device
         self._gae, self._vtrace = build_estimators(config.gae, device)
+        self.watch = NumberWatch(device, freeze=config.on_nan == "stop")
         self._ent_coef = torch.tensor(config.ent_coef, device=device)
         self._rollout: RolloutBuffer | None = None
         self._step: Callable[[], Tensor] | None = None
@@ -90,6 +92,7 @@ class Learner:
             return self._step()
 
     def _update(self, rollout: RolloutBuffer) -> Tensor:
+        self.watch.examine(rollout)
         rewards_TE = self._rewards(rollout)
         advantages_TE, returns_TE = torch.empty_like(rewards_TE), torch.empty_like(rewards_TE)
         totals, grad_norms = torch.zeros(3, device=returns_TE.device), []
@@ -103,6 +106,7 @@ class Learner:
             sums, grad_norm = self._step_on(rollout, envs, forwards, advantages_TE, returns_TE)
             totals += sums
             grad_norms.append(grad_norm)
+        self.watch.conclude()
         if self._model.moments is not None:  # only now: within an update all is normalised alike
             for chunk in rollout.chunks(self._samples):
                 self._model.update_moments(rollout.observations(*chunk))
@@ -158,7 +162,7 @@ class Learner:
             (loss / count).backward()
             totals += torch.stack(sums).detach()
         grad_norm = clip_grad_norm(self._model.parameters(), self._config.max_grad_norm)
-        self._optimizer.step()
+        step_where(self._optimizer, self.watch.allows(totals, grad_norm))
         return totals, grad_norm
 
     def _rewards(self, rollout: RolloutBuffer) -> Tensor:

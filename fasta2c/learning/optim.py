@@ -90,6 +90,26 @@ def build_optimizer(model: ActorCritic, config: TrainConfig) -> torch.optim.Opti
     return optimizer
 
 
+def step_where(optimizer: torch.optim.Optimizer, allowed: Tensor) -> None:
+    """`optimizer.step()` where `allowed`, a bool of no dimension, is True; else nothing changes, gradients aside.
+
+    A GPU is not waited for, but at the very first step, which makes the optimizer's averages.
+    """
+    if not allowed.is_cuda or not optimizer.state:
+        if allowed:
+            optimizer.step()
+        return
+    moved = [p for group in optimizer.param_groups for p in group["params"]]
+    moved += [x for averages in optimizer.state.values() for x in averages.values()]
+    # As whole numbers, for a float that is not finite stays so when it is multiplied by 0.
+    bits = [x.detach().view(torch.int32) for x in moved]
+    before = [x.clone() for x in bits]
+    optimizer.step()
+    torch._foreach_mul_(bits, allowed.int())
+    torch._foreach_mul_(before, (~allowed).int())
+    torch._foreach_add_(bits, before)
+
+
 def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Take over the averages of `saved`, a `state_dict` from any device; rates and options stay as they were built."""
     own = optimizer.state_dict()["param_groups"]

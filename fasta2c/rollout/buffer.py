@@ -70,10 +70,11 @@ class RolloutBuffer:
         self.num_steps = num_steps
         self.num_envs = num_envs
         self.stack = spec.stack
+        self._layout = spec.frames
         kept = num_steps + spec.stack
         grid = (num_steps, num_envs)
-        frames = spec.frames
-        self.frames = torch.zeros((kept, num_envs, *frames.shape), dtype=getattr(torch, frames.dtype), device=device)
+        frame, dtype = self._layout.shape, getattr(torch, self._layout.dtype)
+        self.frames = torch.zeros((kept, num_envs, *frame), dtype=dtype, device=device)
         self.fills = torch.zeros((kept, num_envs), dtype=torch.bool, device=device)
         drawn = torch.int64 if isinstance(spec.actions, Choices) else torch.float32
         self.actions_TE = torch.zeros((*grid, *spec.actions.drawn), dtype=drawn, device=device)
@@ -129,6 +130,14 @@ class RolloutBuffer:
     def observations(self, rows: slice, envs: slice) -> Tensor:
         """Observations of some rows (0 to T) and environments, flattened to [rows * envs, ...]."""
         return stack_frames(self.frames, self.fills, self.stack, rows, envs)
+
+    def real_observations(self) -> list[Tensor]:
+        """Those parts of observations 0 to T that are real numbers, each [T + 1, E, numbers]."""
+        if not any(leaf.real for leaf in self._layout.leaves):
+            return []
+        newest = self.frames[self.stack - 1 :]
+        leaves = zip(self._layout.leaves, self._layout.unpack(newest.flatten(0, 1)), strict=True)
+        return [x.reshape(*newest.shape[:2], -1) for leaf, x in leaves if leaf.real]
 
     def opens(self, rows: slice, envs: slice) -> Tensor:
         """Whether an observation (0 to T) opens a game, [rows, envs]."""

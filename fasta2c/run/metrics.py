@@ -7,13 +7,13 @@ import csv
 import io
 import math
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fasta2c.errors import warn
 from fasta2c.run.directory import write_atomically
 
 # A metric's column in metrics.csv and its tag in TensorBoard, in the order of the columns.
@@ -37,6 +37,7 @@ TAGS: Mapping[str, str | None] = {
     "env_fraction": "time/env_fraction",
     "act_fraction": "time/act_fraction",
     "update_fraction": "time/update_fraction",
+    "skipped_updates": "optim/skipped_updates",
 }
 
 # TensorBoard's custom scalars: category, chart, tags.
@@ -144,12 +145,10 @@ class MetricsLog:
             self._excepthook(args)
 
     def _warn(self, error: OSError) -> None:
-        if self._warned or sys.stderr is None:
+        if self._warned:
             return
         self._warned = True
-        with contextlib.suppress(OSError, ValueError):
-            reason = error.strerror or error
-            print(f"fasta2c: warning: metrics cannot be written ({reason}); the run goes on.", file=sys.stderr)
+        warn(f"metrics cannot be written ({error.strerror or error}); the run goes on.")
 
 
 def _open_csv(path: Path, resume_at: int | None) -> io.FileIO:

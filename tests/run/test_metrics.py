@@ -39,6 +39,7 @@ EXPECTED = {
     "env_fraction": "time/env_fraction",
     "act_fraction": "time/act_fraction",
     "update_fraction": "time/update_fraction",
+    "skipped_updates": "optim/skipped_updates",
 }
 
 
