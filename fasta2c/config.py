@@ -133,6 +133,10 @@ class TrainConfig:
     """Updates between evaluations during training; 0 makes none."""
     eval_episodes: Count = 10
     """Episodes of one evaluation during training."""
+    env_timeout: NonNegative = 300.0
+    """Seconds that environments may take for a step before the run is ended; 0 waits for ever."""
+    restart_envs: bool = False
+    """Make a Gymnasium environment that raises, dies or hangs anew, its game lost, rather than end the run."""
     on_nan: Literal["stop", "skip"] = "stop"
     """On a reward, observation, loss or gradient that is NaN or infinite: stop, or leave that update out and go on."""
     quiet: bool = False
@@ -180,7 +184,17 @@ class TrainConfig:
 # What --resume may change: nothing here alters what is learnt, except that a longer run stretches the schedules.
 RESUMABLE = frozenset(
     {"total_steps", "target_return", "log_interval", "checkpoint_interval", "eval_interval", "eval_episodes", "quiet"}
-    | {"on_nan", "device", "compile", "env_threads", "env_groups", "micro_batch", "reuse_forward"}
+    | {
+        "on_nan",
+        "env_timeout",
+        "restart_envs",
+        "device",
+        "compile",
+        "env_threads",
+        "env_groups",
+        "micro_batch",
+        "reuse_forward",
+    }
 )
 
 # What a run's config.yaml holds beside the configuration.

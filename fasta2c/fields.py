@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import types
@@ -54,9 +55,12 @@ def accepts(hint: Any, kind: type) -> bool:
 
 
 def convert(value: Any, hint: Any) -> Any:
-    """`value`, text made a path and a list a tuple where the annotation has these."""
+    """`value`; text made a path, a list a tuple and a whole number a real one where the annotation has these."""
     if isinstance(value, str) and accepts(hint, Path):
         return Path(value)
+    if type(value) is int and accepts(hint, float) and not accepts(hint, int):
+        with contextlib.suppress(OverflowError):  # too large a number is refused in words
+            return float(value)
     return tuple(value) if isinstance(value, list) and accepts(hint, tuple) else value
 
 

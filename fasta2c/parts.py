@@ -76,6 +76,8 @@ def make_envs(config: TrainConfig, device: torch.device, *, stream: int = 0) -> 
         options=config.env_kwargs,
         num_threads=config.env_threads,
         device=device,
+        timeout=config.env_timeout,
+        restart=config.restart_envs,
     )
 
 

@@ -22,6 +22,13 @@ class PhaseTimer:
             self._phases[phase] = _Phase(self, phase)
         return self._phases[phase]
 
+    def since(self, phase: str) -> float | None:
+        """When (by `time.perf_counter`) `phase` was entered or come back to, if it goes on; any thread may ask."""
+        try:
+            return self._since if self._stack[-1] == phase else None
+        except IndexError:
+            return None
+
     def switch(self, *, to: str | None) -> None:
         """Enter the phase `to`, or leave the one that was entered last."""
         now = time.perf_counter()

@@ -30,6 +30,7 @@ from fasta2c.run.progress import Progress
 from fasta2c.run.provenance import commit, versions
 from fasta2c.run.report import PHASES, TimeReport
 from fasta2c.run.signals import SignalWatch
+from fasta2c.run.watchdog import Watchdog
 from fasta2c.tune import tune
 
 # With --on-nan skip, so many updates in a row without one that could be applied end the run.
@@ -216,6 +217,7 @@ class Trainer:
             with (
                 SignalWatch() as signals,
                 Progress(self.config.total_steps, initial=self.env_steps, quiet=self.config.quiet) as progress,
+                self._watchdog(),
             ):
                 self._loop(signals, progress)
                 self._finish()
@@ -261,6 +263,18 @@ class Trainer:
                 if self.update % config.checkpoint_interval == 0:
                     self._save()
                 progress.update(self.env_steps, sps=self.sps, episode_return=collector.episodes.mean_return)
+
+    def _watchdog(self) -> Watchdog:
+        """Of environments that do not know themselves how long they may take."""
+        timeout = self.config.env_timeout
+        told = f"{self.config.env} has not answered within {timeout:g} s (--env-timeout)."
+        watched = not all(envs.times_out for envs in self.parts.envs)
+
+        def waiting() -> tuple[float, int] | None:
+            since = self.timer.since("env")
+            return None if since is None else (since, sum(envs.restarts for envs in self.parts.envs))
+
+        return Watchdog(timeout if watched else 0.0, waiting, told)
 
     @property
     def _reached(self) -> bool:
@@ -428,6 +442,7 @@ class Trainer:
             "best_return": self.best_return,
             "skipped_updates": self._skipped,
             "dropped": self.dropped,
+            "env_restarts": sum(envs.restarts for envs in self.parts.envs),
             "phase_seconds": {**seconds, "other": max(other, 0.0)},
             "warm_up_seconds": self._warm_at - self._started,
             "versions": versions(),

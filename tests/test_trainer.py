@@ -3,13 +3,16 @@
 import csv
 import json
 import math
+import multiprocessing
 import os
 import random
 import signal
 import sys
+import time
 import types
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -452,3 +455,65 @@ def test_a_state_that_no_checkpoint_can_hold_is_refused_before_training(tmp_path
     with pytest.raises(UserError, match="torch:walks:Walk: its state_dict cannot be saved: "):
         train(config(tmp_path, env="torch:walks:Walk"))
     assert not (tmp_path / "run").exists()
+
+
+class Frail(gymnasium.Env):
+    """Fails in its 200th step of all; games of 10."""
+
+    observation_space = Box(0, 1, (2,), np.float32)
+    action_space = Discrete(2)
+
+    def __init__(self, how):
+        self.how, self.steps = how, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.ones(2, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 200:
+            if self.how == "die":
+                os._exit(1)
+            if self.how == "hang":
+                time.sleep(1000)
+            raise ValueError("broken")
+        return np.ones(2, np.float32), 1.0, self.steps % 10 == 0, False, {}
+
+
+FAULTS = [("sync", "raise"), ("sync", "hang"), ("async", "raise"), ("async", "die"), ("async", "hang")]
+
+
+@pytest.fixture
+def frail():
+    gymnasium.register("Frail-v0", entry_point=Frail)
+    yield
+    gymnasium.registry.pop("Frail-v0")
+
+
+def frail_config(tmp_path, mode, how, **changed):
+    kwargs = {"how": how, "vectorization_mode": mode}
+    common = {"env": "gymnasium:Frail-v0", "num_envs": 4, "env_timeout": 1.0, "checkpoint_interval": 10}
+    return config(tmp_path, env_kwargs=kwargs, total_steps=1200, **common, **changed)
+
+
+@pytest.mark.parametrize(("mode", "how"), FAULTS)
+def test_an_environment_that_fails_ends_the_run_its_checkpoint_whole(tmp_path, frail, mode, how):
+    with pytest.raises(RunError, match="has not answered" if how == "hang" else "broken|was ended with exit code 1"):
+        train(frail_config(tmp_path, mode, how))
+    assert load(tmp_path / "run")["update"] == 20  # of 8 rows, a tenth of them dummies
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(("mode", "how"), FAULTS)
+def test_an_environment_that_fails_is_made_anew_and_the_run_goes_on(tmp_path, frail, mode, how):
+    result = train(frail_config(tmp_path, mode, how, restart_envs=True))
+    assert result.env_steps >= 1200
+    summary = json.loads((result.run_dir / "summary.json").read_text())
+    assert summary["env_restarts"] == 4 and summary["mean_return"] == 10.0  # the lost games of 9 do not count
+    assert not multiprocessing.active_children()
+
+
+def test_only_what_can_be_made_anew_is_promised_to_be(tmp_path):
+    with pytest.raises(UserError, match="restart_envs: only an environment of Gymnasium can be made anew"):
+        train(config(tmp_path, restart_envs=True))

@@ -38,6 +38,8 @@ class Row(NamedTuple):
     """[E] the game's own reward, never clipped."""
     game_over: NDArray[np.bool_]
     """[E] the real game ended or was cut here (a lost life is not the end of a game)."""
+    lost: NDArray[np.bool_] | None = None
+    """[E] the environment failed and the game is lost: not valid, cut, no dummy though; None where that has none."""
 
 
 class HostEnvs(Protocol):
@@ -53,6 +55,10 @@ class HostEnvs(Protocol):
     """Whether actions and rows are tensors on the network's device (`TorchEnvs`), rather than arrays."""
     in_turn: bool
     """Whether they step one after another, while the caller waits in `receive`."""
+    times_out: bool = False
+    """Whether `receive` itself knows how long it may wait."""
+    restarts: int = 0
+    """Environments that failed and were made anew so far."""
     num_envs: int
     seeds: list[int]
     """The seed of each environment."""

@@ -84,9 +84,14 @@ class EpisodeStatistics:
         self._returns[:] = state["returns"]
         self._lengths[:] = state["lengths"]
 
-    def drop_under_way(self) -> dict[str, int]:
-        """Forget the games under way, which begin anew; returns how many "games", and their "env_steps"."""
-        dropped = {"games": int(np.count_nonzero(self._lengths)), "env_steps": int(self._lengths.sum())}
-        self._returns[:] = 0.0
-        self._lengths[:] = 0
+    def drop_under_way(self, envs: Any = slice(None)) -> dict[str, int]:
+        """Forget the games under way of `envs` (an index of arrays), which begin anew.
+
+        Returns:
+            how many "games" these were, and their "env_steps".
+        """
+        lengths = self._lengths[envs]
+        dropped = {"games": int(np.count_nonzero(lengths)), "env_steps": int(lengths.sum())}
+        self._returns[envs] = 0.0
+        self._lengths[envs] = 0
         return dropped

@@ -5,10 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import math
+import multiprocessing
 import signal
 import threading
+import time
+import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -19,11 +24,14 @@ from numpy.typing import NDArray
 from fasta2c import custom
 from fasta2c.envs.base import HostEnvs, Row
 from fasta2c.envs.ids import EnvId
-from fasta2c.errors import RunError, UserError, did_you_mean
+from fasta2c.errors import RunError, UserError, did_you_mean, warn
 from fasta2c.spaces import EnvSpec, spec_of
 
 # What `gymnasium.make` itself takes, beside the environment's own arguments.
 _MAKE_OPTIONS = ("max_episode_steps", "disable_env_checker")
+# An environment that fails so often without a step in between is not made anew again.
+FAILURES_IN_A_ROW = 3
+
 # What `gymnasium.make_vec` takes: "sync" or "async" (a process for each environment), and wrappers, innermost first.
 _VECTOR_OPTIONS = ("vectorization_mode", "wrappers")
 
@@ -38,12 +46,23 @@ class GymnasiumEnvs(HostEnvs):
         options: keyword arguments for `gymnasium.make`, checked against the environment's constructor;
             `vectorization_mode`, "sync" (in this process) or "async" (each in its own), and `wrappers`, a list of
             "module:Class" or {"module:Class": {its keyword arguments}}, innermost first.
+        timeout: seconds that those in processes of their own may take for a row; 0 waits for ever.
+        restart: make an environment that fails anew, its game lost, rather than end the run.
 
     Raises:
         UserError: an id Gymnasium does not know, an option the environment does not take, or spaces fasta2c does not.
     """
 
-    def __init__(self, env_id: EnvId, num_envs: int, *, seeds: list[int], options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        env_id: EnvId,
+        num_envs: int,
+        *,
+        seeds: list[int],
+        options: dict[str, Any],
+        timeout: float = 0.0,
+        restart: bool = False,
+    ) -> None:
         registered = _find(env_id.backend_id)
         own = {key: value for key, value in options.items() if key not in _VECTOR_OPTIONS}
         _check_options(env_id.backend_id, registered, own)
@@ -52,77 +71,223 @@ class GymnasiumEnvs(HostEnvs):
             raise UserError(f"env_kwargs.vectorization_mode: {mode!r} is not one of sync, async.")
         wrappers = _wrappers(options.get("wrappers", []))
         self.in_turn = mode == "sync"
+        self.times_out = mode == "async"
         self.num_envs = num_envs
         self.seeds = seeds
         self.options = dict(options)
-        with warnings.catch_warnings(), _no_signals(mode):
-            warnings.filterwarnings("ignore", category=UserWarning)
-            try:
-                self._envs = gymnasium.make_vec(
+        self.restarts = 0
+        self._name = f"gymnasium:{env_id.backend_id}"
+        self._timeout = timeout or math.inf
+        self._restart = restart
+
+        def make(count: int) -> Any:
+            with warnings.catch_warnings(), _no_signals(mode):
+                warnings.filterwarnings("ignore", category=UserWarning)
+                return gymnasium.make_vec(
                     env_id.backend_id,
-                    num_envs=num_envs,
+                    num_envs=count,
                     vectorization_mode=mode,
                     vector_kwargs={"autoreset_mode": AutoresetMode.NEXT_STEP},
                     wrappers=wrappers,
                     **own,
                 )
-            except Exception as error:  # the environment's own constructor can raise anything
-                reason = " ".join(str(error).split())[:300] or type(error).__name__
-                raise UserError(f"gymnasium:{env_id.backend_id}: cannot be made: {reason}") from None
-        name = f"gymnasium:{env_id.backend_id}"
-        self.action_space: gymnasium.Space[Any] = self._envs.single_action_space
-        self.spec: EnvSpec = spec_of(self._envs.single_observation_space, self.action_space, env_id=name)
+
+        # Of a vector that has lost one of its environments Gymnasium gives back nothing: then each is one of its own.
+        self._parts: list[_Part] = []
+        try:
+            for columns in [slice(e, e + 1) for e in range(num_envs)] if restart else [slice(0, num_envs)]:
+                self._parts.append(_Part(make, columns, seeds[columns]))
+        except Exception as error:  # the environment's own constructor can raise anything
+            self.close()
+            raise UserError(f"{self._name}: cannot be made: {_words(error)}") from None
+        first = self._parts[0].envs
+        self.action_space: gymnasium.Space[Any] = first.single_action_space
+        self.spec: EnvSpec = spec_of(first.single_observation_space, self.action_space, env_id=self._name)
         self._layout = self.spec.frames
         self._action_dtype = np.dtype(self.action_space.dtype)
-        self._seeded = False
         self._previous_done = np.zeros(num_envs, dtype=np.bool_)
-        self._sent: NDArray[Any] | None = None
+        self._last: NDArray[Any] | None = None
 
     def reset(self) -> NDArray[Any]:
         """Start every episode anew, from the seeds the first time; returns the first observations [E, ...]."""
-        seeds: Any = None if self._seeded else self.seeds
-        observations, _ = self._envs.reset(seed=seeds)
-        self._seeded = True
-        self._previous_done = np.zeros(self.num_envs, dtype=np.bool_)
-        return self._packed(observations)
+        for part in self._parts:
+            part.begins = True
+            part.send(np.zeros(0))
+        self._previous_done = np.ones(self.num_envs, dtype=np.bool_)
+        return self.receive().observations
 
     def send(self, actions: NDArray[Any]) -> None:
         """Send `actions` [E, *shape of one] to other processes; in this one they are kept until `receive`."""
         taken = self.spec.actions.within_bounds(actions.astype(self._action_dtype))
-        if isinstance(self._envs, AsyncVectorEnv):
-            with _lost_processes():
-                self._envs.step_async(taken)
-        else:
-            self._sent = taken
+        for part in self._parts:
+            part.send(taken[part.columns])
 
     def receive(self) -> Row:
-        """What the actions that were sent brought."""
-        if isinstance(self._envs, AsyncVectorEnv):
-            with _lost_processes():
-                observations, rewards, terminated, truncated, _ = self._envs.step_wait()
-        else:
-            observations, rewards, terminated, truncated, _ = self._envs.step(self._sent)
+        """What the actions that were sent brought.
+
+        Where an environment has failed and is made anew, the row is none of its game: not valid, cut, its observation
+        the one before.
+        """
+        deadline = time.monotonic() + self._timeout
+        lost = np.zeros(self.num_envs, dtype=np.bool_)
+        brought = []
+        for part in self._parts:
+            try:
+                observations, *rest = part.receive(deadline)
+                brought.append((self._layout.pack(self._layout.flatten(observations)), *rest))
+            except Exception as error:  # the environment can raise anything
+                self._make_anew(part, error)
+                lost[part.columns] = True
+                assert self._last is not None
+                brought.append((self._last[part.columns], np.zeros(1), np.zeros(1, bool), np.ones(1, bool)))
+        observations, rewards, terminated, truncated = (
+            columns[0] if len(columns) == 1 else np.concatenate(columns) for columns in zip(*brought, strict=True)
+        )
         paid = np.asarray(rewards, dtype=np.float32)
         done = terminated | truncated
         row = Row(
-            observations=self._packed(observations),
+            observations=observations,
             rewards=paid,
             terminated=terminated,
             truncated=truncated,
-            valid=~self._previous_done,
-            first=self._previous_done,
+            valid=~self._previous_done & ~lost,
+            first=self._previous_done & ~lost,
             scores=paid,
-            game_over=done,
+            game_over=done & ~lost,
+            lost=lost if lost.any() else None,
         )
-        self._previous_done = done
+        self._previous_done, self._last = done, observations
         return row
 
     def close(self) -> None:
         """Close every environment."""
-        self._envs.close()
+        for part in self._parts:
+            part.close()
 
-    def _packed(self, observations: Any) -> NDArray[Any]:
-        return self._layout.pack(self._layout.flatten(observations))
+    def _make_anew(self, part: _Part, error: Exception) -> None:
+        """Replace the environment of `part`, which failed with `error`; raises `RunError` where the run is to end."""
+        told = f"{self._name}: {part.told(error, self._timeout)}"
+        if not self._restart or self._last is None or part.failures >= FAILURES_IN_A_ROW:
+            part.abandon()
+            again = f" It has failed {part.failures + 1} times in a row." if part.failures else ""
+            raise RunError(f"{told}.{again}") from error
+        warn(f"{told}; it is made anew, its game is lost.")
+        self.restarts += 1
+        try:
+            part.make_anew()
+        except Exception as another:
+            raise RunError(f"{told}, and cannot be made anew: {_words(another)}.") from another
+
+
+class _Part:
+    """Some of the environments in one of Gymnasium's vectors.
+
+    Args:
+        make: makes a vector of so many.
+        columns: which these are.
+        seeds: theirs.
+    """
+
+    def __init__(self, make: Callable[[int], Any], columns: slice, seeds: list[int]) -> None:
+        self.columns = columns
+        self.failures = 0
+        """How often they failed since they last stepped."""
+        self.begins = True
+        """Whether the next step begins all games, rather than acts in them."""
+        self._make = make
+        self._seeds: Any = seeds
+        self._first_seed, self._made = seeds[0], 0
+        self._actions: NDArray[Any] | None = None
+        self._failed: Exception | None = None
+        self._alive = True
+        self.envs: Any = make(len(seeds))
+
+    def send(self, actions: NDArray[Any]) -> None:
+        """Begin to step, or to reset, in other processes."""
+        self._actions = actions
+        if isinstance(self.envs, AsyncVectorEnv):
+            try:
+                self.envs.reset_async(seed=self._seeds) if self.begins else self.envs.step_async(actions)
+            except Exception as error:  # told where it can be dealt with
+                self._failed = error
+
+    def receive(self, deadline: float) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Observations, rewards, terminated and truncated; raises what the environments do, or `TimeoutError`."""
+        error, self._failed = self._failed, None
+        if error is not None:
+            raise error
+        timeout = max(deadline - time.monotonic(), 0.0) if deadline < math.inf else None
+        elsewhere = isinstance(self.envs, AsyncVectorEnv)
+        if not self.begins:
+            step = self.envs.step_wait(timeout) if elsewhere else self.envs.step(self._actions)
+            self.failures = 0
+            return step[:4]
+        observations, _ = self.envs.reset_wait(timeout) if elsewhere else self.envs.reset(seed=self._seeds)
+        self.begins, self._seeds = False, None
+        count = self.envs.num_envs
+        return observations, np.zeros(count), np.zeros(count, bool), np.zeros(count, bool)
+
+    def told(self, error: Exception, timeout: float) -> str:
+        """What has happened to which environment."""
+        processes, pipes = (
+            (self.envs.processes, self.envs.parent_pipes) if isinstance(self.envs, AsyncVectorEnv) else ([], [])
+        )
+
+        def first(those: Iterable[bool]) -> str:
+            number = next((n for n, found in enumerate(those) if found), 0 if self.envs.num_envs == 1 else None)
+            return "an environment" if number is None else f"environment {self.columns.start + number}"
+
+        if isinstance(error, multiprocessing.TimeoutError | RunError):  # the latter is the watchdog's
+            return f"{first(not pipe.poll() for pipe in pipes)} has not answered within {timeout:g} s (--env-timeout)"
+        raised = [pipe is None for pipe in pipes]  # Gymnasium closes the pipe of one that did
+        if pipes and not any(raised) and isinstance(error, BrokenPipeError | EOFError | ConnectionResetError):
+            for process in processes:
+                process.join(0.1)  # it may be about to end
+            codes = [process.exitcode for process in processes]
+            code = next((code for code in codes if code is not None), 0)
+            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+            return f"the process of {first(code is not None for code in codes)} was ended {how}"
+        return f"{first(raised)} raised {_words(error)}"
+
+    def make_anew(self) -> None:
+        """Replace all of it, with other seeds."""
+        self.abandon()
+        self._made += 1
+        self.failures += 1
+        self.begins = True
+        sequence = np.random.SeedSequence(self._first_seed, spawn_key=(self._made,))
+        count = self.columns.stop - self.columns.start
+        self._seeds = [int(s) for s in sequence.generate_state(count) >> 1]
+        self.envs, self._alive = self._make(count), True
+
+    def abandon(self) -> None:
+        """Let go of environments that do not answer any more, or may not."""
+        self._alive = False
+        if isinstance(self.envs, AsyncVectorEnv):  # whose own close would wait for what they were last asked
+            for process in self.envs.processes:
+                process.kill()
+                process.join()
+            for pipe in self.envs.parent_pipes:
+                if pipe is not None:
+                    pipe.close()
+        else:
+            with contextlib.suppress(Exception):
+                self.envs.close()
+        self.envs.closed = True
+
+    def close(self) -> None:
+        """Close them, if they are there."""
+        if self._alive:
+            self._alive = False
+            self.envs.close()
+
+
+def _words(error: Exception) -> str:
+    """An error of the user's code in a line: its kind, what it says and, in this process, where."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    ours = Path(place.filename).parent.name == "vector"  # Gymnasium's, telling of another process
+    where = "" if ours else f" ({Path(place.filename).name}:{place.lineno})"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{where}"
 
 
 def _find(backend_id: str) -> gymnasium.envs.registration.EnvSpec:
@@ -153,15 +318,6 @@ def _no_signals(mode: str) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _lost_processes() -> Iterator[None]:
-    """Inside, an environment's process that is gone is an error of the run."""
-    try:
-        yield
-    except (BrokenPipeError, EOFError, ConnectionResetError):
-        raise RunError("the process of an environment has ended; see what it printed, or use sync.") from None
 
 
 def _wrappers(listed: Any) -> list[Callable[[gymnasium.Env[Any, Any]], gymnasium.Wrapper[Any, Any, Any, Any]]]:

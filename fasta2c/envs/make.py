@@ -15,6 +15,7 @@ from fasta2c.envs.frames import FrameWindow
 from fasta2c.envs.gymnasium import GymnasiumEnvs
 from fasta2c.envs.ids import EnvId, resolve
 from fasta2c.envs.torch import TorchEnvs
+from fasta2c.errors import UserError
 from fasta2c.spaces import EnvSpec, observation_space
 
 CPU = torch.device("cpu")
@@ -32,12 +33,16 @@ def make_host_envs(
     options: dict[str, Any],
     num_threads: int = 0,
     device: torch.device = CPU,
+    timeout: float = 0.0,
+    restart: bool = False,
 ) -> HostEnvs | TorchEnvs:
     """The environments of `env_id`, any tensors of theirs on `device`; raises `UserError` as the backends say."""
+    if restart and env_id.backend != "gymnasium":
+        raise UserError("restart_envs: only an environment of Gymnasium can be made anew.")
     if env_id.backend == "torch":
         return TorchEnvs(env_id, num_envs, seeds=seeds, options=options, device=device)
     if env_id.backend == "gymnasium":
-        return GymnasiumEnvs(env_id, num_envs, seeds=seeds, options=options)
+        return GymnasiumEnvs(env_id, num_envs, seeds=seeds, options=options, timeout=timeout, restart=restart)
     return envpool.EnvPoolEnvs(env_id, num_envs, seeds=seeds, options=options, num_threads=num_threads)
 
 
@@ -61,11 +66,14 @@ def make_env_groups(
     options: dict[str, Any],
     num_threads: int = 0,
     device: torch.device = CPU,
+    timeout: float = 0.0,
+    restart: bool = False,
 ) -> list[HostEnvs | TorchEnvs]:
     """The environments of `env_id` in `groups` parts of nearly equal size, each stepped by itself.
 
     Environment i has the i-th seed whatever the parts. They share `num_threads` threads, rounded up (0: as many as
-    cores): while some of them wait for the network, the others step.
+    cores): while some of them wait for the network, the others step. `timeout` and `restart` are as for
+    `GymnasiumEnvs`.
 
     Raises:
         UserError: as the backends say.
@@ -76,7 +84,16 @@ def make_env_groups(
         for part in np.array_split(np.arange(num_envs), min(groups, num_envs)):
             own = seeds[part[0] : part[-1] + 1]
             made.append(
-                make_host_envs(env_id, len(own), seeds=own, options=options, num_threads=threads, device=device)
+                make_host_envs(
+                    env_id,
+                    len(own),
+                    seeds=own,
+                    options=options,
+                    num_threads=threads,
+                    device=device,
+                    timeout=timeout,
+                    restart=restart,
+                )
             )
     except BaseException:
         for envs in made:

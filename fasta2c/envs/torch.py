@@ -58,6 +58,8 @@ class TorchEnvs:
 
     on_device = True
     in_turn = False
+    times_out = False
+    restarts = 0
 
     def __init__(
         self, env_id: EnvId, num_envs: int, *, seeds: list[int], options: dict[str, Any], device: torch.device

@@ -74,6 +74,9 @@ class NumberWatch:
 
     def conclude(self) -> None:
         """Count the update."""
+        if self._on_host and not self._bad:
+            self._in_a_row.zero_()
+            return
         self._skipped += self._bad
         self._in_a_row.copy_(torch.where(self._bad, self._in_a_row + 1, 0))
         torch.maximum(self._longest, self._in_a_row, out=self._longest)

@@ -160,6 +160,8 @@ class Collector:
                 return
             self._buffer.store(t, columns, row)
         self._count(row.valid, row.scores, row.game_over, columns)
+        if row.lost is not None:
+            self.episodes.drop_under_way(columns.start + np.flatnonzero(row.lost))
 
     def _count(self, valid: NDArray[Any], scores: NDArray[Any], game_over: NDArray[Any], columns: slice) -> None:
         self.env_steps += int(np.count_nonzero(valid))

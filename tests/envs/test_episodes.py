@@ -34,10 +34,20 @@ def test_the_window_is_the_last_games():
     assert statistics.mean_return == 2.5 and statistics.count == 3 and statistics.full
 
 
-def test_state_survives_and_forgets_games_under_way():
+def test_state_survives_games_under_way_included():
     statistics = EpisodeStatistics(2)
     statistics.update(*row([5, 7], game_over=(1, 0)))
     restored = EpisodeStatistics(2)
     restored.load_state_dict(statistics.state_dict())
     restored.update(*row([0, 1], game_over=(0, 1)))
-    assert (restored.count, restored.mean_return) == (2, 3.0)
+    assert (restored.count, restored.mean_return, restored.mean_length) == (2, 6.5, 1.5)
+
+
+def test_games_under_way_can_be_dropped():
+    statistics = EpisodeStatistics(3)
+    statistics.update(*row([5, 7, 9], valid=(1, 1, 1), game_over=(1, 0, 0)))
+    statistics.update(*row([5, 7, 9], valid=(0, 1, 1), game_over=(0, 0, 0)))
+    assert statistics.drop_under_way(np.array([0, 2])) == {"games": 1, "env_steps": 2}
+    assert statistics.update(*row([1, 1, 1], valid=(1, 1, 1), game_over=(1, 1, 1)))[1:] == [(1, 15.0, 3), (2, 1.0, 1)]
+    statistics.update(*row([1, 1, 1], valid=(1, 1, 1), game_over=(0, 0, 0)))
+    assert statistics.drop_under_way() == {"games": 3, "env_steps": 3}

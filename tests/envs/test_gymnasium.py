@@ -1,9 +1,11 @@
 """Gymnasium's environments under the row contract, and a user's own by `gymnasium:module:ID`."""
 
-import contextlib
+import multiprocessing
 import os
+import re
 import signal
 import sys
+import time
 
 import gymnasium
 import numpy as np
@@ -44,8 +46,9 @@ def registered():
         gymnasium.registry.pop(f"test_gymnasium/{name}-v0")
 
 
-def make(env_id, num_envs=2, **options):
-    return GymnasiumEnvs(resolve(f"gymnasium:{env_id}"), num_envs, seeds=list(range(num_envs)), options=options)
+def make(env_id, num_envs=2, *, timeout=0.0, restart=False, **options):
+    made, seeds = resolve(f"gymnasium:{env_id}"), list(range(num_envs))
+    return GymnasiumEnvs(made, num_envs, seeds=seeds, options=options, timeout=timeout, restart=restart)
 
 
 def test_next_step_autoreset():
@@ -190,15 +193,120 @@ def test_other_processes_outlive_what_the_terminal_sends():
     envs = make("CartPole-v1", 2, vectorization_mode="async")
     try:
         envs.reset()
-        for process in envs._envs.processes:
+        processes = envs._parts[0].envs.processes
+        for process in processes:
             os.kill(process.pid, signal.SIGINT)
             os.kill(process.pid, signal.SIGHUP)
         for _ in range(5):
             envs.step(np.zeros(2, int))
-        os.kill(envs._envs.processes[0].pid, signal.SIGKILL)
-        with pytest.raises(RunError, match="has ended"):
+        os.kill(processes[1].pid, signal.SIGKILL)
+        with pytest.raises(RunError, match="the process of environment 1 was ended by SIGKILL"):
             for _ in range(5):
                 envs.step(np.zeros(2, int))
     finally:
-        with contextlib.suppress(Exception):
-            envs._envs.close_extras(terminate=True)
+        envs.close()
+    assert not any(process.is_alive() for process in processes)
+
+
+class Failing(Counter):
+    """That of seed 1 fails in its third step."""
+
+    def __init__(self, how: str, length: int = 9):
+        super().__init__(length)
+        self.how, self.fails = how, False
+
+    def reset(self, *, seed=None, options=None):
+        self.fails = self.fails or seed == 1
+        if self.how == "reset" and self.fails:
+            raise OSError("no such\n  display")
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        if self.fails and self.steps == 2:
+            if self.how == "die":
+                os._exit(3)
+            if self.how == "hang":
+                time.sleep(1000)
+            raise OSError("no such\n  display")
+        return super().step(action)
+
+
+@pytest.fixture
+def failing():
+    gymnasium.register("test_gymnasium/Failing-v0", entry_point=Failing)
+    yield
+    gymnasium.registry.pop("test_gymnasium/Failing-v0")
+
+
+FAILURES = [
+    ("sync", "raise", r"an environment raised OSError: no such display \(test_gymnasium.py:\d+\)"),
+    ("async", "raise", "environment 1 raised OSError: no such display"),
+    ("async", "die", "the process of environment 1 was ended with exit code 3"),
+    ("async", "hang", "environment 1 has not answered within 2 s"),
+]
+
+
+@pytest.mark.parametrize(("mode", "how", "told"), FAILURES)
+def test_an_environment_that_fails_ends_the_run_in_words(failing, mode, how, told):
+    envs = make("test_gymnasium/Failing-v0", 3, timeout=2.0, how=how, vectorization_mode=mode)
+    envs.reset()
+    for _ in range(2):
+        envs.step(np.full(3, 5))
+    with pytest.raises(RunError, match=f"^gymnasium:test_gymnasium/Failing-v0: {told}"):
+        envs.step(np.full(3, 5))
+    envs.close()
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(("mode", "how", "told"), FAILURES)
+def test_an_environment_that_fails_is_made_anew_if_asked(failing, mode, how, told, capsys):
+    envs = make("test_gymnasium/Failing-v0", 3, timeout=2.0, restart=True, how=how, vectorization_mode=mode)
+    assert envs.reset().tolist() == [[0], [0], [0]]
+    rows = [envs.step(np.full(3, 5)) for _ in range(6)]
+    envs.close()
+    assert not multiprocessing.active_children()
+    assert [row.observations[:, 0].tolist() for row in rows] == [
+        [n, m, n] for n, m in zip(range(1, 7), [1, 2, 2, 0, 1, 2], strict=True)
+    ]
+    assert [row.valid.tolist() for row in rows] == [[True, n not in (2, 3), True] for n in range(6)]
+    assert [row.truncated.tolist() for row in rows] == [[False, n == 2, False] for n in range(6)]
+    assert not any(row.game_over.any() for row in rows)
+    assert [row.lost is not None and row.lost.tolist() for row in rows] == [
+        n == 2 and [False, True, False] for n in range(6)
+    ]
+    assert [row.first.tolist() for row in rows] == [[False, n == 3, False] for n in range(6)]
+    assert [row.rewards.tolist() for row in rows] == [[5, 0 if n in (2, 3) else 5, 5] for n in range(6)]
+    assert not any(row.terminated.any() for row in rows)
+    assert envs.restarts == 1
+    told = told.replace("an environment", "environment 1")
+    assert re.search(
+        f"warning: gymnasium:test_gymnasium/Failing-v0: {told}.*; it is made anew", capsys.readouterr().err
+    )
+
+
+def test_singly_they_play_as_together():
+    plain, watched = make("CartPole-v1", 3), make("CartPole-v1", 3, restart=True, vectorization_mode="async")
+    assert np.array_equal(plain.reset(), watched.reset())
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        actions = rng.integers(0, 2, 3)
+        row = watched.step(actions)
+        for name, expected in plain.step(actions)._asdict().items():
+            assert np.array_equal(getattr(row, name), expected), name
+    watched.close()
+
+
+def test_an_environment_that_fails_again_and_again_ends_the_run(failing, monkeypatch):
+    envs = make("test_gymnasium/Failing-v0", 2, restart=True, how="raise")
+    envs.reset()
+    monkeypatch.setattr(Failing, "step", lambda self, action: 1 / 0)
+    monkeypatch.setattr(Failing, "reset", lambda self, **_: 1 / 0)
+    with pytest.raises(RunError, match="environment 0 raised ZeroDivisionError: .* It has failed 4 times in a row"):
+        for _ in range(9):
+            envs.step(np.full(2, 5))
+    envs.close()
+
+
+def test_an_environment_that_cannot_even_begin_ends_the_run(failing):
+    with pytest.raises(RunError, match="environment 1 raised OSError: no such display"):
+        make("test_gymnasium/Failing-v0", 3, restart=True, how="reset").reset()
