@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from fasta2c.errors import RunError, UserError
-from fasta2c.run.directory import RunDirectory, sync_folder, temporary_beside, write_atomically
+from fasta2c.run.directory import RunDirectory, clear_temporaries, sync_folder, temporary_beside, write_atomically
 
 FORMAT_VERSION = 2
 KEPT = 3
@@ -139,8 +139,7 @@ def _write(path: Path, state: Mapping[str, Any]) -> None:
     )  # first, for torch turns the disk's errors into its own
     try:
         path.parent.mkdir(exist_ok=True)
-        for stale in path.parent.glob(".*.tmp"):  # the run's lock makes us the only writer
-            stale.unlink(missing_ok=True)
+        clear_temporaries(path.parent)
         write_atomically(path, data)
     except OSError as error:
         raise _refused(path, error) from None
@@ -175,4 +174,5 @@ def _another(path: Path) -> str:
 
 
 def _refused(path: Path, error: OSError) -> RunError:
-    return RunError(f"{path} cannot be written ({error.strerror or error}); make room, then continue with --resume.")
+    go_on = "continue with --resume" if (path.parent / "latest.pt").exists() else "train anew"
+    return RunError(f"{path} cannot be written ({error.strerror or error}); make room, then {go_on}.")

@@ -76,6 +76,7 @@ class RunDirectory:
                 raise UserError(f"{path} is not a run (it has no config.yaml); give the folder that train made.")
             if lock:
                 directory._lock = _lock(path)
+                clear_temporaries(path)
         except (OSError, ValueError) as error:
             verb = "written" if lock else "read"
             raise UserError(f"{path} cannot be {verb} ({_reason(error)}); change its permissions or copy it.") from None
@@ -161,6 +162,13 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
             temporary.unlink()
         raise
     sync_folder(path.parent)
+
+
+def clear_temporaries(folder: Path) -> None:
+    """Remove what kills have left in `folder`, whose only writer is the caller."""
+    for stale in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            stale.unlink()
 
 
 def temporary_beside(path: Path) -> Path:

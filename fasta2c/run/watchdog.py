@@ -66,10 +66,7 @@ class Watchdog:
 
     def _heard(self, wait: Any) -> bool:
         """Whether `wait` ends within the time of grace."""
-        for _ in range(POLLS):
-            if self._done.wait(GRACE_SECONDS / POLLS) or self._waiting() != wait:
-                return True
-        return False
+        return any(self._done.wait(GRACE_SECONDS / POLLS) or self._waiting() != wait for _ in range(POLLS))
 
     def _raise(self, signum: int, frame: FrameType | None) -> None:
         raise RunError(self._told)

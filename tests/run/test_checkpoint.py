@@ -143,9 +143,16 @@ def test_a_full_disk_is_a_run_error_and_latest_stays(run: RunDirectory) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(checkpoint.__file__).parents[2])}
     command = [sys.executable, "-c", FULL_DISK, str(run.path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert "step_2.pt cannot be written (File too large)" in done.stdout and done.stdout.count("\n") == 1
+    assert "step_2.pt cannot be written (File too large); make room, then continue with --resume" in done.stdout
+    assert done.stdout.count("\n") == 1
     assert names(run) == ["latest.pt", "step_1.pt"]
     assert checkpoint.load(run.latest)["env_steps"] == 1
+
+
+def test_without_a_checkpoint_there_is_nothing_to_resume(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "write_atomically", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(RunError, match="make room, then train anew"):
+        checkpoint.save(run, state(1), env_steps=1)
 
 
 def test_a_disk_that_fills_up_at_latest_is_a_run_error(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,6 +176,17 @@ def test_open_wants_a_run() -> None:
         RunDirectory.open(Path("n" * 300), lock=False)
 
 
+def test_what_kills_left_is_cleared_by_the_next_writer_not_by_a_reader() -> None:
+    create(Path("r")).close()
+    Path("r/config.yaml").touch()
+    left = Path("r/.summary.json.123.tmp")
+    left.touch()
+    RunDirectory.open(Path("r"), lock=False).close()
+    assert left.exists()
+    RunDirectory.open(Path("r"), lock=True).close()
+    assert not left.exists()
+
+
 def test_config_and_summary_round_trip() -> None:
     run = create(Path("r"))
     values = {"env": "Atari/Pong", "optimizer_eps": 1e-5, "hidden_sizes": [64, 64], "name": "ü", "none": None}
