@@ -1,8 +1,10 @@
-"""What a user names as `module:Name`, imported; what can go wrong with it told in words."""
+"""What a user names as `module:Name`, imported; what can go wrong with it, then or later, told in words."""
 
 from __future__ import annotations
 
 import importlib
+import traceback
+from pathlib import Path
 from typing import Any
 
 from fasta2c.errors import UserError
@@ -27,3 +29,12 @@ def load(name: str, where: str) -> Any:
         raise UserError(f"{where}: the module {module} has no {attribute!r}.") from None
     except Exception as error:  # the user's module can raise anything while it is imported
         raise UserError(f"{where}: importing {module} failed: {type(error).__name__}: {error}") from None
+
+
+def told(error: Exception) -> str:
+    """An error of the user's code in a line: its kind, what it says and, if it was in this process, where."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    if frames and Path(frames[-1].filename).parent.name == "vector":  # Gymnasium's, telling of another process
+        place = ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{place}"

@@ -10,10 +10,8 @@ import multiprocessing
 import signal
 import threading
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -99,7 +97,7 @@ class GymnasiumEnvs(HostEnvs):
                 self._parts.append(_Part(make, columns, seeds[columns]))
         except Exception as error:  # the environment's own constructor can raise anything
             self.close()
-            raise UserError(f"{self._name}: cannot be made: {_words(error)}") from None
+            raise UserError(f"{self._name}: cannot be made: {custom.told(error)}") from None
         first = self._parts[0].envs
         self.action_space: gymnasium.Space[Any] = first.single_action_space
         self.spec: EnvSpec = spec_of(first.single_observation_space, self.action_space, env_id=self._name)
@@ -176,7 +174,7 @@ class GymnasiumEnvs(HostEnvs):
         try:
             part.make_anew()
         except Exception as another:
-            raise RunError(f"{told}, and cannot be made anew: {_words(another)}.") from another
+            raise RunError(f"{told}, and cannot be made anew: {custom.told(another)}.") from another
 
 
 class _Part:
@@ -247,7 +245,7 @@ class _Part:
             code = next((code for code in codes if code is not None), 0)
             how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
             return f"the process of {first(code is not None for code in codes)} was ended {how}"
-        return f"{first(raised)} raised {_words(error)}"
+        return f"{first(raised)} raised {custom.told(error)}"
 
     def make_anew(self) -> None:
         """Replace all of it, with other seeds."""
@@ -280,14 +278,6 @@ class _Part:
         if self._alive:
             self._alive = False
             self.envs.close()
-
-
-def _words(error: Exception) -> str:
-    """An error of the user's code in a line: its kind, what it says and, in this process, where."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    ours = Path(place.filename).parent.name == "vector"  # Gymnasium's, telling of another process
-    where = "" if ours else f" ({Path(place.filename).name}:{place.lineno})"
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{where}"
 
 
 def _find(backend_id: str) -> gymnasium.envs.registration.EnvSpec:

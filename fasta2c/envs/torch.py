@@ -17,6 +17,8 @@ environment's action, pays 0, and gives the first observation of its next episod
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -25,7 +27,7 @@ from torch import Tensor
 
 from fasta2c import custom
 from fasta2c.envs.ids import EnvId
-from fasta2c.errors import UserError
+from fasta2c.errors import Fasta2cError, RunError, UserError
 from fasta2c.spaces import EnvSpec, spec_of
 
 
@@ -54,6 +56,7 @@ class TorchEnvs:
 
     Raises:
         UserError: a class that cannot be had or made, lacks what it needs, or gives other shapes than its spaces say.
+            What its methods raise later is a `RunError`.
     """
 
     on_device = True
@@ -69,7 +72,7 @@ class TorchEnvs:
         try:
             self._envs: Any = made(num_envs, device=device, seed=seeds[0], **options)
         except Exception as error:  # the user's constructor can raise anything
-            raise UserError(f"{self._name}: cannot be made: {type(error).__name__}: {error}") from None
+            raise UserError(f"{self._name}: cannot be made: {custom.told(error)}") from None
         for name in ("observation_space", "action_space", "reset", "step"):
             if not hasattr(self._envs, name):
                 raise UserError(f"{self._name}: has no {name}.")
@@ -86,7 +89,9 @@ class TorchEnvs:
     def reset(self) -> Tensor:
         """Start every episode anew; returns the first observations [E, ...]."""
         self._previous_done = torch.zeros_like(self._previous_done)
-        return self._packed(self._envs.reset())
+        with self._failing("reset"):
+            observations = self._envs.reset()
+        return self._packed(observations)
 
     def send(self, actions: Tensor) -> None:
         """Keep `actions` [E, *shape of one] for `receive`."""
@@ -94,7 +99,8 @@ class TorchEnvs:
 
     def receive(self) -> TensorRow:
         """Step with the actions that were sent."""
-        observations, rewards, terminated, truncated, *_ = self._envs.step(self._actions)
+        with self._failing("step"):
+            observations, rewards, terminated, truncated, *_ = self._envs.step(self._actions)
         for name, flags in (("terminated", terminated), ("truncated", truncated), ("rewards", rewards)):
             if not isinstance(flags, Tensor) or flags.shape != self._previous_done.shape:
                 raise UserError(f"{self._name}: step must give {name} as a tensor of shape [{self.num_envs}].")
@@ -116,17 +122,29 @@ class TorchEnvs:
 
     def state_dict(self) -> dict[str, Any]:
         """The games under way."""
-        return {"envs": self._envs.state_dict(), "previous_done": self._previous_done}
+        with self._failing("state_dict"):
+            return {"envs": self._envs.state_dict(), "previous_done": self._previous_done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the games that `state_dict` told."""
-        self._envs.load_state_dict(state["envs"])
+        with self._failing("load_state_dict"):
+            self._envs.load_state_dict(state["envs"])
         self._previous_done = state["previous_done"].to(self._device)
 
     def close(self) -> None:
         """Tell the class, if it wants to know."""
         if hasattr(self._envs, "close"):
             self._envs.close()
+
+    @contextlib.contextmanager
+    def _failing(self, what: str) -> Iterator[None]:
+        """Inside, what the user's class raises is an error of the run, told in words."""
+        try:
+            yield
+        except (Fasta2cError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise RunError(f"{self._name}: {what} raised {custom.told(error)}") from error
 
     def _packed(self, observations: Any) -> Tensor:
         try:

@@ -11,7 +11,7 @@ from gymnasium.spaces import Box, Dict, Discrete
 from fasta2c import TrainConfig, evaluate, make_envs, train
 from fasta2c.envs.ids import resolve
 from fasta2c.envs.torch import TorchEnvs
-from fasta2c.errors import UserError
+from fasta2c.errors import RunError, UserError
 
 CPU = torch.device("cpu")
 
@@ -165,3 +165,19 @@ def test_the_readmes_example_learns(tmp_path):
     first = (run.run_dir / "metrics.csv").read_text(encoding="utf-8").splitlines()
     column = first[0].split(",").index("episode_return_mean")
     assert run.mean_return > 0.6 * float(first[1].split(",")[column]), "returns are below 0"
+
+
+@pytest.mark.parametrize("method", ["reset", "step", "state_dict", "load_state_dict"])
+def test_what_a_method_raises_is_told_in_words(monkeypatch, method):
+    envs = make("Counter")
+    envs.reset()
+    monkeypatch.setattr(Counter, method, lambda self, *_: 1 / 0, raising=False)
+    calls = {
+        "reset": envs.reset,
+        "step": lambda: envs.step(torch.full((4,), 5)),
+        "state_dict": envs.state_dict,
+        "load_state_dict": lambda: envs.load_state_dict({"envs": {}, "previous_done": torch.zeros(4)}),
+    }
+    told = rf"torch:theirs:Counter: {method} raised ZeroDivisionError: division by zero \(test_torch.py:\d+\)"
+    with pytest.raises(RunError, match=told):
+        calls[method]()
