@@ -35,7 +35,7 @@ INTERVAL = 20
 RUN = ["--env", "Classic/CartPole", "--num-envs", "16", "--num-steps", "16", "--total-steps", str(10**9), "--quiet"]
 RUN += ["--checkpoint-interval", str(INTERVAL), "--log-interval", "5", "--device", "cpu"]
 
-# What is imported as the user's environment: a Gymnasium one that fails in its 300th step, and numbers that do.
+# What is imported as the user's environment: a Gymnasium one that fails in its 310th step, and numbers that do.
 THEIRS = """
 import os, time
 import gymnasium, numpy as np
@@ -47,7 +47,7 @@ class Frail(gymnasium.Env):
         return np.ones(2, np.float32), {}
     def step(self, action):
         self.steps += 1
-        now = self.steps == 300
+        now = self.steps == 310
         if now and self.how == "raises": raise ValueError("broken")
         if now and self.how == "dies": os._exit(1)
         if now and self.how == "hangs": time.sleep(10**6)
@@ -315,7 +315,7 @@ def environments(folder: Path) -> Outcome:
             saved = checkpoint.load(run / "checkpoints" / "latest.pt")
             if restart:
                 summary = json.loads((run / "summary.json").read_text())
-                survived += done.returncode == 0 and summary["env_restarts"] == 4
+                survived += done.returncode == 0 and summary["env_restarts"] >= 4
             else:
                 told = "has not answered" if how == "hangs" else "broken" if how == "raises" else "was ended"
                 survived += done.returncode == 1 and told in done.stderr.splitlines()[-1] and saved["update"] >= 10
@@ -348,7 +348,7 @@ def strangers(folder: Path) -> Outcome:
     third = fasta2c("train", "--resume", str(run), "--quiet")
     survived = sum(done.returncode == 2 and one_line(done.stderr) for done in (second, third))
     process.end(signal.SIGTERM)
-    few = [*RUN, "--total-steps", "2000"]
+    few = ["2000" if flag == str(10**9) else flag for flag in RUN]
     ten = [
         subprocess.Popen(
             [sys.executable, "-m", "fasta2c", "train", *few], cwd=folder, stdout=subprocess.PIPE, text=True

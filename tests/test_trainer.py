@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Dict, Discrete
 
 from fasta2c import TrainConfig, evaluate, load_policy
 from fasta2c.config import read_config
@@ -517,3 +517,56 @@ def test_an_environment_that_fails_is_made_anew_and_the_run_goes_on(tmp_path, fr
 def test_only_what_can_be_made_anew_is_promised_to_be(tmp_path):
     with pytest.raises(UserError, match="restart_envs: only an environment of Gymnasium can be made anew"):
         train(config(tmp_path, restart_envs=True))
+
+
+def test_a_run_does_not_grow(tmp_path, monkeypatch):
+    """Two per cent of a process is some 7 kB an update here; TensorBoard, checkpoints and statistics are among it."""
+    real, sizes = Trainer._take, {}
+
+    def measured(trainer, metrics):
+        real(trainer, metrics)
+        if trainer.update % 500 == 0:
+            sizes[trainer.update] = int(Path("/proc/self/statm").read_text().split()[1])
+
+    monkeypatch.setattr(Trainer, "_take", measured)
+    train(config(tmp_path, num_envs=4, num_steps=4, total_steps=2010 * 16, checkpoint_interval=200))
+    assert sizes[2000] < 1.02 * sizes[500]
+
+
+class Ending:
+    """Ends every fifth step, with an observation whose number is `last`; `nested` or not."""
+
+    action_space = Discrete(2)
+
+    def __init__(self, num_envs, *, device, seed, last, nested):
+        number, self.nested = Box(-np.inf, np.inf, (2,)), nested
+        self.observation_space = Dict({"image": Box(0, 255, (3,), np.uint8), "number": number}) if nested else number
+        self.num_envs, self.last, self.steps = num_envs, float(last), 0
+
+    def observe(self, number):
+        numbers = torch.full((self.num_envs, 2), 1.0)
+        numbers[:, 1] = number
+        image = torch.full((self.num_envs, 3), self.steps % 5, dtype=torch.uint8)
+        return {"image": image, "number": numbers} if self.nested else numbers
+
+    def reset(self):
+        return self.observe(0.0)
+
+    def step(self, actions):
+        self.steps += 1
+        over = torch.full((self.num_envs,), self.steps % 6 == 5)
+        rewards = torch.where(torch.tensor(self.steps % 6 == 0), 0.0, actions.float())
+        return self.observe(self.last if over[0] else 0.5), rewards, over, torch.zeros_like(over)
+
+
+@pytest.mark.parametrize("last", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("reuse", ["on", "off"])
+def test_what_the_last_observation_of_an_episode_says_is_not_learnt_from(tmp_path, monkeypatch, last, nested, reuse):
+    monkeypatch.setitem(sys.modules, "ending", types.SimpleNamespace(Ending=Ending))
+    common = {"env": "torch:ending:Ending", "total_steps": 600, "reuse_forward": reuse}
+    odd, plain = (
+        train(config(tmp_path, name, **common, env_kwargs={"last": shown, "nested": nested}))
+        for name, shown in (("odd", last), ("plain", "0"))
+    )
+    assert load(odd)["skipped"] == 0 and same_parameters(load(odd), load(plain))

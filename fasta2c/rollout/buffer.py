@@ -102,12 +102,17 @@ class RolloutBuffer:
         self.fills[-1, envs] = True
 
     def store(self, t: int, envs: slice, row: Row) -> None:
-        """Keep what row t brought for `envs`: frames at once, rewards and flags on the device from `upload` on."""
+        """Keep what row t brought for `envs`: frames at once, rewards and flags on the device from `upload` on.
+
+        The last observation of an episode that ended is only acted on in a reset row. Numbers in it that are not finite
+        are made 0: masked or not, NaN times a gradient of 0 is NaN.
+        """
         values = (row.rewards, row.terminated, row.truncated, row.valid)
         for mirror, value in zip(self._returned, values, strict=True):
             mirror.array[t, envs] = value
         at = self.stack + t
-        for mirror, value in zip(self._frames, (row.observations, row.first), strict=True):
+        observations = self._layout.finite(row.observations, row.terminated)
+        for mirror, value in zip(self._frames, (observations, row.first), strict=True):
             if mirror.host is None:
                 mirror.array[at, envs] = value
             else:
@@ -115,10 +120,11 @@ class RolloutBuffer:
                 mirror.device[at, envs].copy_(mirror.host[0, envs], non_blocking=True)
 
     def store_tensors(self, t: int, envs: slice, row: TensorRow) -> None:
-        """Keep what row t brought for `envs`, on the device already."""
+        """Keep what row t brought for `envs`, on the device already; what is not finite as in `store`."""
         for mirror, value in zip(self._returned, (row.rewards, row.terminated, row.truncated, row.valid), strict=True):
             mirror.device[t, envs] = value
-        for mirror, value in zip(self._frames, (row.observations, row.first), strict=True):
+        observations = self._layout.finite_tensors(row.observations, row.terminated)
+        for mirror, value in zip(self._frames, (observations, row.first), strict=True):
             mirror.device[self.stack + t, envs] = value
 
     def upload(self) -> None:
@@ -133,7 +139,7 @@ class RolloutBuffer:
 
     def real_observations(self) -> list[Tensor]:
         """Those parts of observations 0 to T that are real numbers, each [T + 1, E, numbers]."""
-        if not any(leaf.real for leaf in self._layout.leaves):
+        if not self._layout.has_reals:
             return []
         newest = self.frames[self.stack - 1 :]
         leaves = zip(self._layout.leaves, self._layout.unpack(newest.flatten(0, 1)), strict=True)

@@ -26,6 +26,8 @@ class Layout:
     def __init__(self, leaves: Sequence[Leaf]) -> None:
         self.leaves = tuple(leaves)
         self.packed = len(self.leaves) > 1
+        self.has_reals = any(leaf.real for leaf in self.leaves)
+        """Whether anything is observed that can be NaN or infinite."""
         self.shape, self.dtype = self.leaves[0].shape, self.leaves[0].dtype
         if self.packed:
             self._spans: list[slice] = [slice(0, 0)] * len(self.leaves)
@@ -66,6 +68,31 @@ class Layout:
             packed[:, span].contiguous().view(getattr(torch, leaf.dtype)).view(len(packed), *leaf.shape)
             for leaf, span in zip(self.leaves, self._spans, strict=True)
         ]
+
+    def finite(self, rows: NDArray[Any], which: NDArray[np.bool_]) -> NDArray[Any]:
+        """Packed observations [E, *shape], 0 for what is not finite in those that are `which` [E]."""
+        if not (self.has_reals and which.any()):
+            return rows
+        chosen = rows[which]
+        spans = self._spans if self.packed else [slice(None)]
+        for leaf, span in zip(self.leaves, spans, strict=True):
+            if leaf.real and leaf.size:
+                numbers = chosen.reshape(len(chosen), -1)[:, span].view(leaf.dtype)
+                numbers[~np.isfinite(numbers)] = 0
+        rows = rows.copy()
+        rows[which] = chosen
+        return rows
+
+    def finite_tensors(self, rows: Tensor, which: Tensor) -> Tensor:
+        """What `finite` does, of a tensor, without waiting for its device."""
+        if not self.has_reals:
+            return rows
+        leaves = self.unpack(rows)
+        for n, leaf in enumerate(self.leaves):
+            if leaf.real:
+                odd = ~torch.isfinite(leaves[n]) & which.view(-1, *[1] * len(leaf.shape))
+                leaves[n] = torch.where(odd, 0.0, leaves[n])
+        return self.pack_tensors(leaves)
 
     def nest(self, leaves: Sequence[Any]) -> Any:
         """The leaves in the order and nesting of the observation space (dicts by key), or the only one itself."""

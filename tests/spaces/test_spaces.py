@@ -170,3 +170,27 @@ def test_stacked_frames_stack_channels():
     made = spec_of(Box(0, 255, (3, 64, 84), np.uint8), Discrete(2), env_id="test", stack=4)
     assert (made.frames.shape, made.layout.shape) == ((3, 64, 84), (12, 64, 84))
     assert isinstance(observation_space(made.layout), gymnasium.spaces.Box)
+
+
+NESTED = Dict({"image": Box(0, 255, (3,), np.uint8), "speed": Box(-9, 9, (2,), np.float32), "count": Discrete(5)})
+
+
+@pytest.mark.parametrize("space", [Box(-9, 9, (2, 2), np.float32), NESTED], ids=["single", "nested"])
+def test_what_is_not_finite_is_made_zero_in_some_observations_only(space):
+    layout = spec_of(space, Discrete(2), env_id="test").layout
+    rng = np.random.default_rng(0)
+    leaves = [rng.integers(1, 4, (5, *leaf.shape)).astype(leaf.dtype) for leaf in layout.leaves]
+    real = next(n for n, leaf in enumerate(layout.leaves) if leaf.real)
+    for e, number in enumerate([np.nan, np.inf, -np.inf, np.nan]):
+        leaves[real][e].flat[1] = number
+    rows, which = layout.pack(leaves), np.array([True, True, True, False, True])
+    before = rows.copy()
+    expected = [leaf.copy() for leaf in leaves]
+    expected[real].reshape(5, -1)[:3, 1] = 0
+    expected = layout.pack(expected)
+    for found in (
+        layout.finite(rows, which),
+        layout.finite_tensors(torch.from_numpy(rows), torch.from_numpy(which)).numpy(),
+    ):
+        assert found.dtype == rows.dtype and found.tobytes() == expected.tobytes()
+    assert rows.tobytes() == before.tobytes() and layout.finite(rows, np.zeros(5, bool)) is rows
