@@ -146,6 +146,24 @@ def micro_batch(requested: int, device: torch.device, *, convolutional: bool) ->
     return requested or (256 if device.type == "cpu" and convolutional else 16_384)
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process may still take on `device`, as far as the system tells: what it may ever, otherwise."""
+    if device.type == "cuda":
+        return (
+            torch.cuda.mem_get_info(device)[0]
+            + torch.cuda.memory_reserved(device)
+            - torch.cuda.memory_allocated(device)
+        )
+    free = 4 * graph_budget(device)
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        told = Path("/proc/meminfo").read_text().splitlines()
+        free = min(free, 1024 * next(int(line.split()[1]) for line in told if line.startswith("MemAvailable:")))
+    with contextlib.suppress(OSError, ValueError):  # a container's own
+        group = Path("/sys/fs/cgroup")
+        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return free
+
+
 def graph_budget(device: torch.device) -> int:
     """Bytes that kept graphs may take on `device`: a quarter of the memory this process may use there."""
     if device.type == "cuda":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
-from fasta2c import accel
+from fasta2c import accel, memory
 from fasta2c.config import TrainConfig
 from fasta2c.envs.base import HostEnvs, spread_seeds
 from fasta2c.envs.ids import resolve
@@ -41,6 +41,8 @@ class Parts:
     collector: Collector
     learner: Learner
     timer: PhaseTimer
+    needs: Callable[[], memory.Needs]
+    """The memory that it takes, beside what is free just then."""
     keeps_graph: bool
     """Whether the update differentiates the forward passes that acted."""
     note: str | None
@@ -96,6 +98,9 @@ def assemble(config: TrainConfig, envs: Sequence[HostEnvs | TorchEnvs], device: 
     compiled = partial(accel.maybe_compile, enabled=config.compile)
     forward = compiled(model)
     samples = accel.micro_batch(config.micro_batch, device, convolutional=model.convolutional)
+    share = config.num_steps * num_envs // num_minibatches
+    needs = partial(memory.needs, model, spec, num_envs, config.num_steps, samples=min(samples, share))
+    memory.check(needs())
     unroll = compiled(model.unroll) if model.memory is not None else None
     buffer = RolloutBuffer(config.num_steps, num_envs, spec, device, state_size=model.state_size)
     reuse = decide(
@@ -125,7 +130,6 @@ def assemble(config: TrainConfig, envs: Sequence[HostEnvs | TorchEnvs], device: 
         keep_log_probs=num_minibatches * config.num_epochs > 1,
         keep_graph=reuse.keep,
     )
-    share = config.num_steps * num_envs // num_minibatches
     at_once = max(group.num_envs for group in envs) if reuse.keep else min(samples, share)
     threads = accel.update_threads(at_once, convolutional=model.convolutional)
     learner = Learner(
@@ -141,4 +145,4 @@ def assemble(config: TrainConfig, envs: Sequence[HostEnvs | TorchEnvs], device: 
         keep_graph=reuse.later,
         reward_scaler=RewardScaler(num_envs, config.gamma).to(device) if config.normalize_rewards else None,
     )
-    return Parts(envs, model, optimizer, generator, collector, learner, timer, reuse.keep, reuse.note)
+    return Parts(envs, model, optimizer, generator, collector, learner, timer, needs, reuse.keep, reuse.note)

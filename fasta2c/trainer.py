@@ -16,7 +16,7 @@ import torch
 from fasta2c import accel
 from fasta2c.config import TrainConfig, check_resumable, from_plain, load_preset, to_plain
 from fasta2c.envs.ids import resolve
-from fasta2c.errors import RunError, Stopped, UserError, warn
+from fasta2c.errors import RunError, Stopped, UserError, is_out_of_memory, warn
 from fasta2c.evaluation import make_eval_envs, play
 from fasta2c.graphs import warm_up_updates
 from fasta2c.learning.learner import METRICS
@@ -222,6 +222,10 @@ class Trainer:
                 self._loop(signals, progress)
                 self._finish()
             status = "stopped" if signals.received is not None else "done"
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise RunError(f"out of memory: {self.parts.needs()}") from error
+            raise
         finally:
             # A run that failed has its own error to tell; that the disk is full as well must not hide it.
             with contextlib.suppress(*([RunError] if status == "failed" else [])):

@@ -6,6 +6,7 @@ Shapes: T rows, E environments, S frames a stack; `TE` in a name is [T, E], `T1E
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -189,6 +190,14 @@ class RolloutBuffer:
             for t in range(self.num_steps):
                 for part in env_slices(envs, samples):
                     yield slice(t, t + 1), part
+
+
+def rollout_bytes(num_steps: int, num_envs: int, spec: EnvSpec, state_size: int = 0) -> int:
+    """What a `RolloutBuffer` of this size takes on its device."""
+    frame = math.prod(spec.frames.shape) * getattr(torch, spec.frames.dtype).itemsize + 1  # whether it fills a stack
+    drawn = math.prod(spec.actions.drawn) * (8 if isinstance(spec.actions, Choices) else 4)
+    row = drawn + 3 * 4 + 3  # rewards, values and log-probabilities; three flags
+    return num_envs * ((num_steps + spec.stack) * frame + num_steps * row + 4 + 2 * 4 * state_size)
 
 
 def env_slices(envs: slice, samples: int) -> Iterator[slice]:

@@ -108,6 +108,12 @@ def _kept_by(model: ActorCritic, observations: Tensor) -> int:
         return tensor.detach()  # the graph must not hold its own output, or it would never be freed
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        outputs = model(observations)
+        outputs: tuple[Tensor, ...]
+        if model.memory is None:
+            outputs = model(observations)
+        else:
+            number, device = len(observations), observations.device
+            opens_TB = torch.ones((1, number), dtype=torch.bool, device=device)
+            outputs = model.unroll(observations, torch.zeros((number, model.state_size), device=device), opens_TB)
     del outputs
     return sum(found.values())

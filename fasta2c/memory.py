@@ -1,0 +1,84 @@
+"""How much memory a run needs, whether that is there, and what would fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fasta2c import accel
+from fasta2c.errors import UserError
+from fasta2c.models.actor_critic import ActorCritic
+from fasta2c.rollout.buffer import RolloutBuffer, rollout_bytes
+from fasta2c.rollout.reuse import graph_bytes
+from fasta2c.spaces import EnvSpec
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a run keeps: its rollout, and the graph of one micro-batch; optimizer and emulators come on top."""
+
+    num_envs: int
+    num_steps: int
+    samples: int
+    """Of a micro-batch."""
+    row_bytes: int
+    """Of a row of all environments."""
+    rollout_bytes: int
+    sample_bytes: int
+    """Of a sample's graph."""
+    free_bytes: int
+    """What this process may still take on the device."""
+
+    @property
+    def fit(self) -> bool:
+        """Whether there is room."""
+        return self.rollout_bytes + self.samples * self.sample_bytes <= self.free_bytes
+
+    def __str__(self) -> str:
+        room = self.free_bytes - self.samples * self.sample_bytes
+        most = {
+            "--num-envs": room * self.num_envs // self.rollout_bytes,
+            "--num-steps": self.num_steps - -(-(self.rollout_bytes - room) // self.row_bytes),
+            "--micro-batch": (self.free_bytes - self.rollout_bytes) // self.sample_bytes,
+        }
+        given = {"--num-envs": self.num_envs, "--num-steps": self.num_steps, "--micro-batch": self.samples}
+        fitting = " or ".join(f"{flag} {count:,}" for flag, count in most.items() if 1 <= count < given[flag])
+        advice = f"At most {fitting} would fit." if fitting else "Take fewer of all of them."
+        return (
+            f"{self.num_envs:,} environments of {self.num_steps:,} rows take {_told(self.rollout_bytes)}, a "
+            f"micro-batch of {self.samples:,} samples {_told(self.samples * self.sample_bytes)}, and "
+            f"{_told(self.free_bytes)} are free. {advice}"
+        )
+
+
+def needs(model: ActorCritic, spec: EnvSpec, num_envs: int, num_steps: int, *, samples: int) -> Needs:
+    """What a run of `num_envs` environments and `num_steps` rows needs on the model's device.
+
+    Args:
+        model: the network.
+        spec: what it observes.
+        num_envs: E.
+        num_steps: T.
+        samples: the most observations whose gradient is computed at once.
+    """
+    device = next(model.parameters()).device
+    whole, shorter = (rollout_bytes(t, num_envs, spec, model.state_size) for t in (num_steps, num_steps - 1))
+    small = RolloutBuffer(1, 8, spec, device, state_size=model.state_size)
+    return Needs(
+        num_envs=num_envs,
+        num_steps=num_steps,
+        samples=samples,
+        row_bytes=whole - shorter,
+        rollout_bytes=whole,
+        sample_bytes=graph_bytes(model, small, 8) // 8 + 1,
+        free_bytes=accel.free_memory(device),
+    )
+
+
+def check(needed: Needs) -> None:
+    """Raise `UserError` where there is no room: better than to be killed by the system while training."""
+    if not needed.fit:
+        raise UserError(f"out of memory: {needed}")
+
+
+def _told(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
