@@ -114,13 +114,19 @@ def env_groups(num_envs: int, device: torch.device, *, convolutional: bool) -> i
     return 2 if num_envs >= 32 and not (convolutional and device.type == "cpu") else 1
 
 
-def prepare_training(device: torch.device) -> None:
-    """Settings of the whole process that pay where the same work is done over and over."""
+def prepare_training(device: torch.device, *, deterministic: bool = False) -> None:
+    """Settings of the whole process that pay where the same work is done over and over.
+
+    With `deterministic`, an operation that could give another result the next time raises `RuntimeError` instead.
+    """
     _keep_freed_memory()
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+        torch.use_deterministic_algorithms(True)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # where events, streams and Triton's kernels go that are not told
         # Few shapes occur: the convolutions' algorithms are tried once for each.
-        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = not deterministic
 
 
 def _keep_freed_memory() -> None:

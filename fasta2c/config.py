@@ -43,6 +43,8 @@ class TrainConfig:
     """Seed of environments, parameters and sampling."""
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda or cuda:N."""
+    deterministic: bool = False
+    """Refuse what could give other parameters when the run is made again, with as many env threads or others."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the encoders; auto takes bf16 where the processor has it and the encoder is a CNN."""
     compile: bool = False
@@ -157,6 +159,8 @@ class TrainConfig:
         if ":" not in self.encoder and self.encoder not in ENCODERS:
             known = f"{', '.join(ENCODERS)}, nor a class of yours as module:Class"
             raise UserError(f"encoder: {show(self.encoder)} is none of {known}.{did_you_mean(self.encoder, ENCODERS)}")
+        if self.deterministic and self.num_envs == "auto":
+            raise UserError("deterministic: --num-envs auto goes by what is fast; give a number.")
         if not self.env.strip():
             raise UserError("env: an environment id is needed, such as Atari/Pong.")
 

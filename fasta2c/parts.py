@@ -89,7 +89,7 @@ def assemble(config: TrainConfig, envs: Sequence[HostEnvs | TorchEnvs], device: 
     num_minibatches = config.minibatches(num_envs)
     if num_minibatches > num_envs:
         raise UserError(f"num_minibatches: {num_minibatches} are more than the {num_envs} environments.")
-    accel.prepare_training(device)
+    accel.prepare_training(device, deterministic=config.deterministic)
     torch.manual_seed(config.seed)
     model = build_model(spec, config, device)
     optimizer = build_optimizer(model, config)

@@ -225,6 +225,8 @@ class Trainer:
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise RunError(f"out of memory: {self.parts.needs()}") from error
+            if "deterministic" in str(error):
+                raise RunError(f"deterministic: {str(error).partition('.')[0]}.") from error
             raise
         finally:
             # A run that failed has its own error to tell; that the disk is full as well must not hide it.

@@ -126,6 +126,41 @@ def test_the_same_seed_gives_the_same_parameters_on_pong(tmp_path, precision):
     assert runs[0]["update"] == 50 and same_parameters(*runs)
 
 
+@pytest.fixture
+def nondeterministic():
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"env": "Atari/Pong", "encoder": "nature-cnn", "num_epochs": 2, "optimizer": "muon"},
+        {"env": "Atari/Pong", "encoder": "impala", "recurrent": "lstm"},
+        {"env": "MiniGrid/Empty-5x5", "encoder": "small-cnn"},
+        {"env": "Classic/Pendulum", "encoder": "mlp"},
+    ],
+    ids=lambda kind: kind["encoder"],
+)
+def test_deterministic_runs_are_equal_with_any_number_of_threads(tmp_path, nondeterministic, kind):
+    small = {**kind, "num_steps": 4, "total_steps": 300, "deterministic": True}
+    runs = [load(train(config(tmp_path, str(n), env_threads=n, **small))) for n in (1, 2, 3)]
+    assert torch.are_deterministic_algorithms_enabled()
+    assert same_parameters(runs[0], runs[1]) and same_parameters(runs[0], runs[2])
+
+
+def test_deterministic_runs_refuse_what_is_not(tmp_path, nondeterministic, monkeypatch):
+    with pytest.raises(UserError, match="deterministic: --num-envs auto"):
+        config(tmp_path, deterministic=True, num_envs="auto")
+
+    def update(*_):
+        raise RuntimeError("sort_cuda does not have a deterministic implementation, but you set. And more.")
+
+    monkeypatch.setattr(Learner, "update", update)
+    with pytest.raises(RunError, match="^deterministic: sort_cuda does not have .*, but you set.$"):
+        train(config(tmp_path, deterministic=True))
+
+
 def test_a_target_return_ends_the_run_once_a_hundred_games_reach_it(tmp_path):
     result = train(config(tmp_path, total_steps=1_000_000, target_return=15.0))  # random play scores 22
     assert result.mean_return >= 15 and 100 <= result.episodes < 130 and result.env_steps < 10_000
