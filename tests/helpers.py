@@ -1,9 +1,16 @@
 """What tests share."""
 
+import os
+
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
 from fasta2c.spaces import EnvSpec, spec_of
+
+
+def examples(count: int) -> int:
+    """How many cases a fuzzing test tries: `count`, or FUZZ times as many where the environment sets that."""
+    return count * int(os.environ.get("FUZZ", "1"))
 
 
 def env_spec(shape: tuple[int, ...], dtype: str, *, stack: int = 1, actions: int = 2) -> EnvSpec:

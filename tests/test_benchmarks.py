@@ -206,3 +206,13 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path):
     (tmp_path / "table.md").write_text("".join(MARKS))
     done = scores(tmp_path, "--seeds", 1, "--flags", "--lr nonsense")
     assert done.returncode == 1 and done.stdout.count("returned non-zero exit status 2") == 2
+
+
+def test_runs_survive_kills_and_tell_of_it(tmp_path):
+    """A small share of the fifty kills, one of them during a write, and of the other faults."""
+    file = tmp_path / "faults.json"
+    done = script("faults.py", "--kills", 3, "--seed", 1, "--only", "pickles", "--json", file)
+    assert done.returncode == 0, done.stderr
+    kills, pickles = json.loads(file.read_text())["outcomes"]
+    assert kills["tried"] == kills["survived"] == 3 and pickles["tried"] == pickles["survived"] == 2
+    assert len([line for line in done.stdout.splitlines() if line.startswith("| ")]) == 2

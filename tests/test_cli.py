@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import examples
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -423,7 +424,7 @@ words = st.one_of(
 @given(verb=st.sampled_from(["train", "eval"]) | st.text(), arguments=st.lists(words, max_size=6))
 @example(verb="train", arguments=["--env-kwargs", '{"a": NaN}'])
 @example(verb="train", arguments=["--lr=-nan"])
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(300), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_argv_makes_anything_but_help_a_run_or_one_line(
     trainer: Recorder, evaluations: list[Any], verb: str, arguments: list[str]
 ) -> None:

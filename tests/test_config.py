@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from helpers import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -44,7 +45,7 @@ anything = st.recursive(
 @given(name=st.sampled_from(FIELDS), value=anything)
 @example(name="lr", value=HUGE)
 @example(name="gae", value=np.zeros(3))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 def test_any_value_in_any_field_is_taken_or_refused_by_name(name: str, value: Any) -> None:
     try:
         config = TrainConfig(**{name: value})
@@ -189,7 +190,7 @@ def test_files_that_are_not_there_or_no_text(tmp_path: Path) -> None:
 
 
 @given(text=st.text() | st.recursive(scalars, lambda i: st.lists(i) | st.dictionaries(st.text(), i)).map(repr))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_no_text_in_a_file_raises_anything_but_a_user_error(
     tmp_path_factory: pytest.TempPathFactory, text: str
 ) -> None:
@@ -202,7 +203,7 @@ def test_no_text_in_a_file_raises_anything_but_a_user_error(
 
 
 @given(name=st.sampled_from(FIELDS), value=anything)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_from_plain_takes_or_refuses_with_the_source_named(name: str, value: Any) -> None:
     try:
         from_plain({name: value}, "my.yaml")
