@@ -187,7 +187,8 @@ def kills(folder: Path, count: int, rng: random.Random) -> Outcome:
         if len(left := [*run.glob(".*.tmp"), *run.glob("*/.*.tmp")]) > 1:
             problems.append(f"{len(left)} temporary files")
         process = Running("train", "--resume", str(run), "--quiet", slow=(number + 1) % 3 == 0)
-        if not process.begun.wait(60) and process.process.poll() is not None:
+        if not process.begun.wait(60):
+            process.end(signal.SIGKILL)
             problems.append(f"no resume: {process.errors().strip()[-300:]}")
         if problems:
             print(f"kill {number}: {'; '.join(problems)}", file=sys.stderr)

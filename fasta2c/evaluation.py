@@ -86,7 +86,13 @@ def make_eval_envs(config: TrainConfig, num_envs: int, device: torch.device, see
     seeds = spread_seeds(config.seed if seed is None else seed, num_envs, stream=_SEED_STREAM)
     threads = config.env_threads
     made = make_host_envs(
-        resolve(config.env), num_envs, seeds=seeds, options=options, num_threads=threads, device=device
+        resolve(config.env),
+        num_envs,
+        seeds=seeds,
+        options=options,
+        num_threads=threads,
+        device=device,
+        timeout=config.env_timeout,
     )
     return VectorEnvs(made, device)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fasta2c import accel
 from fasta2c.errors import UserError
@@ -47,6 +47,18 @@ class Needs:
             f"{self.num_envs:,} environments of {self.num_steps:,} rows take {_told(self.rollout_bytes)}, a "
             f"micro-batch of {self.samples:,} samples {_told(self.samples * self.sample_bytes)}, and "
             f"{_told(self.free_bytes)} are free. {advice}"
+        )
+
+    def failed(self, free_bytes: int) -> str:
+        """What to say when a run that was to fit has not, `free_bytes` being free beside its rollout."""
+        # Gradients of activations, and convolutions' workspaces, come on top of a graph.
+        tight = replace(self, sample_bytes=2 * self.sample_bytes, free_bytes=self.rollout_bytes + free_bytes)
+        if not tight.fit:
+            return str(tight)
+        halves = f"--micro-batch {self.samples // 2:,}, --num-envs {self.num_envs // 2:,}"
+        return (
+            f"{self.num_envs:,} environments of {self.num_steps:,} rows with a micro-batch of {self.samples:,} samples "
+            f"do not fit. Try half of one: {halves} or --num-steps {self.num_steps // 2:,}."
         )
 
 

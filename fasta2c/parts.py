@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -41,8 +41,8 @@ class Parts:
     collector: Collector
     learner: Learner
     timer: PhaseTimer
-    needs: Callable[[], memory.Needs]
-    """The memory that it takes, beside what is free just then."""
+    needs: memory.Needs
+    """The memory that it takes, beside what was free."""
     keeps_graph: bool
     """Whether the update differentiates the forward passes that acted."""
     note: str | None
@@ -99,8 +99,9 @@ def assemble(config: TrainConfig, envs: Sequence[HostEnvs | TorchEnvs], device: 
     forward = compiled(model)
     samples = accel.micro_batch(config.micro_batch, device, convolutional=model.convolutional)
     share = config.num_steps * num_envs // num_minibatches
-    needs = partial(memory.needs, model, spec, num_envs, config.num_steps, samples=min(samples, share))
-    memory.check(needs())
+    at_least = config.num_steps if model.memory is not None else 1  # through which a network with memory is unrolled
+    needs = memory.needs(model, spec, num_envs, config.num_steps, samples=max(min(samples, share), at_least))
+    memory.check(needs)
     unroll = compiled(model.unroll) if model.memory is not None else None
     buffer = RolloutBuffer(config.num_steps, num_envs, spec, device, state_size=model.state_size)
     reuse = decide(

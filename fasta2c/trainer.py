@@ -6,6 +6,7 @@ import contextlib
 import math
 import shlex
 import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,10 @@ import torch
 
 from fasta2c import accel
 from fasta2c.config import TrainConfig, check_resumable, from_plain, load_preset, to_plain
+from fasta2c.envs.base import HostEnvs
 from fasta2c.envs.ids import resolve
+from fasta2c.envs.make import VectorEnvs
+from fasta2c.envs.torch import TorchEnvs
 from fasta2c.errors import RunError, Stopped, UserError, is_out_of_memory, warn
 from fasta2c.evaluation import make_eval_envs, play
 from fasta2c.graphs import warm_up_updates
@@ -47,7 +51,7 @@ _RESUMED = frozenset(
         "skipped",
         "update",
         "resumes",
-        "dropped",
+        "env_restarts",
         "wall_seconds",
         "best_return",
         "log",
@@ -143,7 +147,11 @@ class Trainer:
         envs = make_envs(config, self.device, stream=self.resumes)
         for group in envs:
             resources.callback(group.close)
-        self.parts = assemble(config, envs, self.device)
+        if config.deterministic:
+            before = torch.are_deterministic_algorithms_enabled()
+            resources.callback(torch.use_deterministic_algorithms, before)
+        with self._watchdog(envs, lambda: 0.0):  # they are reset
+            self.parts = assemble(config, envs, self.device)
         self.collector, self.learner, self.timer = self.parts.collector, self.parts.learner, self.parts.timer
 
         try:
@@ -153,13 +161,13 @@ class Trainer:
 
         self.update, self.wall_before = 0, 0.0
         self.best_return: float | None = None
-        self.dropped = {"games": 0, "env_steps": 0}
-        """Games that resumes left without an end, for their emulators cannot be saved."""
+        self._restarts_before = 0
         self._metrics = torch.zeros(2, len(METRICS), device=self.device)
         """Of the updates since the last row of the log: sums, and how many were finite."""
         self._skipped = 0
         self._logged = {"update": 0, "env_steps": 0, "wall_seconds": 0.0}
         self._eval_return: float | None = None
+        self._eval_envs: VectorEnvs | None = None
         self._notes = [self.parts.note] if self.parts.note else []
         if state is not None:
             self._restore(state, file)
@@ -184,10 +192,9 @@ class Trainer:
         parts, config = self.parts, self.config
         load_parameters(parts.model, state["model"], source)
         load_optimizer_state(parts.optimizer, state["optimizer"])
-        dropped = self.collector.load_state_dict(state["collector"])
-        for what, count in dropped.items():
-            self.dropped[what] = state["dropped"][what] + count
-        games = f"{dropped['games']} games that were under way begin anew" if dropped["games"] else "with all its games"
+        self.collector.load_state_dict(state["collector"])
+        dropped = self.collector.dropped["games"] - state["collector"]["dropped"]["games"]
+        games = f"{dropped} games that were under way begin anew" if dropped else "with all its games"
         self._notes.append(f"goes on at {self.env_steps:,} env steps; {games}")
         if (scaler := self.learner.reward_scaler) is not None:
             scaler.load_state_dict(state["reward_scaler"])
@@ -200,7 +207,8 @@ class Trainer:
             parts.generator.manual_seed(config.seed + self.resumes)
         randomness.restore(state["randomness"], self.device)
         self.update, self.wall_before, self.best_return = state["update"], state["wall_seconds"], state["best_return"]
-        self._skipped = state["skipped"]
+        self._skipped, self._restarts_before = state["skipped"], state["env_restarts"]
+        self._eval_return = state["log"]["eval_return"]
         kept = state["log"]["metrics"]
         self._metrics += torch.tensor([kept.get(name, (0.0, 0.0)) for name in METRICS], device=self.device).T
         self._logged = {name: state["log"][name] for name in self._logged}
@@ -217,16 +225,17 @@ class Trainer:
             with (
                 SignalWatch() as signals,
                 Progress(self.config.total_steps, initial=self.env_steps, quiet=self.config.quiet) as progress,
-                self._watchdog(),
+                self._watchdog(self.parts.envs, self._waiting),
             ):
                 self._loop(signals, progress)
                 self._finish()
             status = "stopped" if signals.received is not None else "done"
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
-                raise RunError(f"out of memory: {self.parts.needs()}") from error
-            if "deterministic" in str(error):
-                raise RunError(f"deterministic: {str(error).partition('.')[0]}.") from error
+                told = self.parts.needs.failed(accel.free_memory(self.device))
+                raise RunError(f"out of memory: {told}") from error
+            if self.config.deterministic and "deterministic" in str(error):
+                raise RunError(f"deterministic: {str(error).partition(', but you set')[0]}.") from error
             raise
         finally:
             # A run that failed has its own error to tell; that the disk is full as well must not hide it.
@@ -270,17 +279,22 @@ class Trainer:
                     self._save()
                 progress.update(self.env_steps, sps=self.sps, episode_return=collector.episodes.mean_return)
 
-    def _watchdog(self) -> Watchdog:
-        """Of environments that do not know themselves how long they may take."""
-        timeout = self.config.env_timeout
-        told = f"{self.config.env} has not answered within {timeout:g} s (--env-timeout)."
-        watched = not all(envs.times_out for envs in self.parts.envs)
+    def _watchdog(self, envs: Sequence[HostEnvs | TorchEnvs], waiting: Callable[[], Any]) -> Watchdog:
+        """Of environments, where they do not know themselves how long they may take."""
+        timeout = self.config.env_timeout if not all(group.times_out for group in envs) else 0.0
+        return Watchdog(timeout, waiting, f"{self.config.env} has not answered within {timeout:g} s (--env-timeout).")
 
-        def waiting() -> tuple[float, int] | None:
-            since = self.timer.since("env")
-            return None if since is None else (since, sum(envs.restarts for envs in self.parts.envs))
+    def _waiting(self) -> tuple[float, ...] | None:
+        """What is equal as long as one and the same row of environments is waited for."""
+        if self._eval_envs is not None:
+            return (self._eval_envs.rows,)
+        since = self.timer.since("env")
+        return None if since is None else (since, self.env_restarts)
 
-        return Watchdog(timeout if watched else 0.0, waiting, told)
+    @property
+    def env_restarts(self) -> int:
+        """Environments that failed and were made anew, earlier sessions included."""
+        return self._restarts_before + sum(envs.restarts for envs in self.parts.envs)
 
     @property
     def _reached(self) -> bool:
@@ -338,9 +352,10 @@ class Trainer:
         if fault is None:
             return
         where = "" if fault.row is None else f" of environment {fault.env} in row {fault.row}"
+        how_much = "" if fault.row is not None else " from there on"
         told = (
             f"the {fault.what}{where} of update {self._session_began + fault.update} is NaN or infinite (by "
-            f"{self.env_steps:,} env steps); the update was not applied"
+            f"{self.env_steps:,} env steps); the update was not applied{how_much}"
         )
         self._skipped += fault.skipped
         if self.config.on_nan == "skip" and fault.longest < SKIPS_IN_A_ROW:
@@ -387,11 +402,12 @@ class Trainer:
         self._logged = {"update": self.update, "env_steps": steps, "wall_seconds": now}
 
     def _evaluate(self) -> float:
-        envs = make_eval_envs(self.config, min(self.config.eval_episodes, 32), self.device)
+        self._eval_envs = envs = make_eval_envs(self.config, min(self.config.eval_episodes, 32), self.device)
         try:
             policy = Policy(self.parts.model, self.parts.envs[0].spec, self.config, self.device, seed=self.config.seed)
             return play(policy, envs, self.config.eval_episodes).mean_return
         finally:
+            self._eval_envs = None
             envs.close()
 
     def _finish(self) -> None:
@@ -425,10 +441,14 @@ class Trainer:
             "randomness": randomness.capture(self.device),
             "update": self.update,
             "resumes": self.resumes,
-            "dropped": self.dropped,
+            "env_restarts": self.env_restarts,
             "wall_seconds": self.wall_seconds,
             "best_return": self.best_return,
-            "log": {**self._logged, "metrics": dict(zip(METRICS, self._metrics.T.tolist(), strict=True))},
+            "log": {
+                **self._logged,
+                "eval_return": self._eval_return,
+                "metrics": dict(zip(METRICS, self._metrics.T.tolist(), strict=True)),
+            },
             "skipped": self._skipped,
             "versions": versions(),
         }
@@ -447,8 +467,8 @@ class Trainer:
             "mean_return": self.collector.episodes.mean_return,
             "best_return": self.best_return,
             "skipped_updates": self._skipped,
-            "dropped": self.dropped,
-            "env_restarts": sum(envs.restarts for envs in self.parts.envs),
+            "dropped": self.collector.dropped,
+            "env_restarts": self.env_restarts,
             "phase_seconds": {**seconds, "other": max(other, 0.0)},
             "warm_up_seconds": self._warm_at - self._started,
             "versions": versions(),

@@ -73,12 +73,20 @@ def test_too_large_a_run_is_refused_before_anything_is_written(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")])
-def test_running_out_while_it_runs_is_told_in_words(tmp_path, monkeypatch, error):
+@pytest.mark.parametrize(
+    ("free", "told"),
+    [
+        (10**12, r"do not fit. Try half of one: --micro-batch 512, --num-envs 8 or --num-steps 32"),
+        (10**6, r"are free. At most --micro-batch \d+ would fit"),
+    ],
+)
+def test_running_out_while_it_runs_is_told_in_words(tmp_path, monkeypatch, error, free, told):
     def update(*_):
+        monkeypatch.setattr(accel, "free_memory", lambda device: free)
         raise error
 
     monkeypatch.setattr(Learner, "update", update)
-    with pytest.raises(RunError, match="^out of memory: 16 environments of 64 rows take .* a micro-batch of 1,024"):
+    with pytest.raises(RunError, match=f"^out of memory: 16 environments of 64 rows .* micro-batch of 1,024.*{told}"):
         train(TrainConfig(run_dir=tmp_path / "run", quiet=True))
     assert (tmp_path / "run" / "summary.json").exists()
 

@@ -131,6 +131,8 @@ class VectorEnvs:
         self._envs = envs
         self._device = device
         self._window: FrameWindow | None = None
+        self.rows = 0
+        """Steps so far."""
         self.spec = envs.spec
         self.num_envs = envs.num_envs
         self.seeds = envs.seeds
@@ -158,6 +160,7 @@ class VectorEnvs:
         if self._window is None:
             raise RuntimeError("reset() must be called before the first step.")
         row: Any = self._envs.step(actions if self._envs.on_device else actions.cpu().numpy())  # type: ignore[arg-type]
+        self.rows += 1
         observations = self._push(row.observations, row.first)
         infos = {"valid": row.valid, "score": row.scores, "game_over": row.game_over, "opens": row.first}
         return (

@@ -50,7 +50,7 @@ class Muon(torch.optim.Adam):
                     continue
                 if not self.state[p]:
                     # Adam looks for a number of steps wherever it loads a state.
-                    self.state[p] = {"momentum": torch.zeros_like(p), "step": torch.zeros(())}
+                    self.state[p] = {"momentum": torch.zeros_like(p), "step": torch.zeros((), device=p.device)}
                 average = self.state[p]["momentum"].lerp_(p.grad, 1 - MOMENTUM)
                 ahead_MN = p.grad.lerp(average, MOMENTUM).flatten(1)
                 step_MN = orthogonal(ahead_MN) * (SCALE * max(ahead_MN.shape) ** 0.5)

@@ -87,15 +87,29 @@ def build_optimizer(model: ActorCritic, config: TrainConfig) -> torch.optim.Opti
         group["initial_lr"] = group["lr"]
         if on_gpu:
             group["lr"] = torch.tensor(group["lr"], device=device)
+    if on_gpu:
+        make_averages(optimizer)  # where a graph may be recorded before a step is allowed
     return optimizer
+
+
+def make_averages(optimizer: torch.optim.Optimizer) -> None:
+    """Make the averages that an optimizer otherwise makes at its first step, as they are before that."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.zeros_like(p)
+    optimizer.step()  # moves nothing
+    for averages in optimizer.state.values():
+        for x in averages.values():
+            x.fill_(1.0 if isinstance(optimizer, RMSpropTF) else 0.0)
+    optimizer.zero_grad(set_to_none=True)
 
 
 def step_where(optimizer: torch.optim.Optimizer, allowed: Tensor) -> None:
     """`optimizer.step()` where `allowed`, a bool of no dimension, is True; else nothing changes, gradients aside.
 
-    A GPU is not waited for, but at the very first step, which makes the optimizer's averages.
+    A GPU is not waited for; the optimizer's averages must have been made there (`make_averages`).
     """
-    if not allowed.is_cuda or not optimizer.state:
+    if not allowed.is_cuda:
         if allowed:
             optimizer.step()
         return

@@ -32,8 +32,11 @@ class RewardScaler(nn.Module):
 
     @torch.no_grad()
     def forward(self, rewards_TE: Tensor, done_TE: Tensor, valid_TE: Tensor) -> Tensor:
-        """Rewards [T, E] as the critic learns them; what stands in rows that are not valid does not matter."""
-        paid_TE = torch.where(valid_TE, rewards_TE, 0.0).to(torch.float64)
+        """Rewards [T, E] as the critic learns them; what stands in rows that are not valid does not matter.
+
+        A reward that is not finite stays so, and counts as 0 for the scale.
+        """
+        paid_TE = torch.where(valid_TE & torch.isfinite(rewards_TE), rewards_TE, 0.0).to(torch.float64)
         returns_TE = torch.empty_like(paid_TE)
         for t in range(len(paid_TE)):
             returns_TE[t] = paid_TE[t] + self._gamma * self.return_E

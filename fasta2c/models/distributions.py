@@ -257,7 +257,8 @@ class Gaussian(Distribution):
         return log_probs_BD.sum(dim=-1), entropies_BD.sum(dim=-1)
 
     def env_actions(self, actions: Tensor) -> Tensor:
-        """Real numbers [B, *shape of the environment's action], within its bounds."""
+        """Real numbers [B, *shape of the environment's action], within its bounds; 0 of these units for NaN."""
+        actions = actions.nan_to_num(0.0, math.inf, -math.inf)  # which some simulators would never get rid of
         if self._squash:
             actions = torch.where(self._bounded_D, torch.tanh(actions), actions)
         scaled_BD = torch.clamp(self._middle_D + self._half_D * actions, self._low_D, self._high_D)

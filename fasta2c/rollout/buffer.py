@@ -156,6 +156,10 @@ class RolloutBuffer:
         for kept in (self.frames, self.fills):
             last = kept[self.num_steps :]
             kept[: self.stack] = last.clone() if self.num_steps < self.stack else last  # the two may overlap
+        if self._layout.has_reals:  # what is not finite has been learnt of, or refused, where it was the last
+            carried = self.frames[: self.stack].flatten(0, 1)
+            everywhere = torch.ones(len(carried), dtype=torch.bool, device=carried.device)
+            carried.copy_(self._layout.finite_tensors(carried, everywhere))
 
     def carried(self) -> dict[str, Tensor]:
         """What the next rollout begins with: the last observations, and what is remembered of those before."""

@@ -18,6 +18,7 @@ from fasta2c import accel
 from fasta2c.envs.base import HostEnvs
 from fasta2c.envs.episodes import EpisodeStatistics
 from fasta2c.envs.torch import TensorRow, TorchEnvs
+from fasta2c.errors import UserError
 from fasta2c.graphs import Graphs
 from fasta2c.models.distributions import Distribution
 from fasta2c.rollout.buffer import Forward, RolloutBuffer, Unroll, env_slices
@@ -95,6 +96,8 @@ class Collector:
         self.episodes = EpisodeStatistics(buffer.num_envs)
         self.env_steps = 0
         """Valid rows of all rollouts so far; a resumed run sets what it begins with."""
+        self.dropped = {"games": 0, "env_steps": 0}
+        """Games that were left without an end, as their environments could not be saved or failed; their env steps."""
         for envs, columns in self._groups:
             buffer.start(envs.reset(), columns)
 
@@ -133,23 +136,37 @@ class Collector:
         envs = [group.state_dict() for group, _ in self._groups if isinstance(group, TorchEnvs) and group.can_be_saved]
         whole = len(envs) == len(self._groups)
         games = {"envs": envs, "buffer": self._buffer.carried()} if whole else None
-        return {"env_steps": self.env_steps, "episodes": self.episodes.state_dict(), "games": games}
+        return {
+            "env_steps": self.env_steps,
+            "episodes": self.episodes.state_dict(),
+            "dropped": dict(self.dropped),
+            "games": games,
+        }
 
-    def load_state_dict(self, state: dict[str, Any]) -> dict[str, int]:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned; games that were not saved are dropped, and new ones have begun.
 
-        Returns:
-            how many "games" were dropped, and the "env_steps" that had been taken in them.
+        Raises:
+            UserError: there are other groups than the saved games had.
         """
+        games = state["games"]
+        if games is not None and len(games["envs"]) != len(self._groups):
+            saved = len(games["envs"])
+            raise UserError(f"env_groups: the games were saved in {saved} groups; go on with --env-groups {saved}.")
         self.env_steps = state["env_steps"]
+        self.dropped = dict(state["dropped"])
         self.episodes.load_state_dict(state["episodes"])
-        if state["games"] is None:
-            return self.episodes.drop_under_way()
-        self._buffer.load_carried(state["games"]["buffer"])
-        for (group, _), saved in zip(self._groups, state["games"]["envs"], strict=True):
+        if games is None:
+            self._drop(slice(None))
+            return
+        self._buffer.load_carried(games["buffer"])
+        for (group, _), saved in zip(self._groups, games["envs"], strict=True):
             assert isinstance(group, TorchEnvs)
             group.load_state_dict(saved)
-        return {"games": 0, "env_steps": 0}
+
+    def _drop(self, envs: Any) -> None:
+        for what, count in self.episodes.drop_under_way(envs).items():
+            self.dropped[what] += count
 
     def _receive(self, t: int, envs: HostEnvs | TorchEnvs, columns: slice) -> None:
         with self._timer("env"):
@@ -161,7 +178,7 @@ class Collector:
             self._buffer.store(t, columns, row)
         self._count(row.valid, row.scores, row.game_over, columns)
         if row.lost is not None:
-            self.episodes.drop_under_way(columns.start + np.flatnonzero(row.lost))
+            self._drop(columns.start + np.flatnonzero(row.lost))
 
     def _count(self, valid: NDArray[Any], scores: NDArray[Any], game_over: NDArray[Any], columns: slice) -> None:
         self.env_steps += int(np.count_nonzero(valid))
@@ -199,7 +216,8 @@ class Collector:
                 elif self._unroll is not None:
                     policy, values, state = self._unroll(observations, buffer.state_ES[part], buffer.opens(*chunk))
                     if t < buffer.num_steps:  # observation T is acted on in the next rollout
-                        buffer.state_ES[part] = state
+                        # What is remembered of a number that is not finite must not last as long as the game.
+                        buffer.state_ES[part] = torch.where(torch.isfinite(state), state, 0.0)
                 else:
                     policy, values = self._model(observations)
             if values is not None:

@@ -33,6 +33,7 @@ class Watchdog:
         self._told = told
         self._done = threading.Event()
         self._previous: Any = None
+        self._barks = False
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Watchdog:
@@ -58,9 +59,12 @@ class Watchdog:
             last = now
             if looks < POLLS:
                 continue
+            self._barks = True
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
             if not self._heard(last):
                 warn(self._told)
+                if os.isatty(2):
+                    os.write(2, b"\x1b[?25h")  # the progress display hides the cursor
                 os._exit(1)
             looks = 0
 
@@ -69,4 +73,8 @@ class Watchdog:
         return any(self._done.wait(GRACE_SECONDS / POLLS) or self._waiting() != wait for _ in range(POLLS))
 
     def _raise(self, signum: int, frame: FrameType | None) -> None:
-        raise RunError(self._told)
+        if self._barks:
+            self._barks = False
+            raise RunError(self._told)
+        if callable(self._previous):  # somebody else's signal
+            self._previous(signum, frame)

@@ -73,14 +73,17 @@ class Layout:
         """Packed observations [E, *shape], 0 for what is not finite in those that are `which` [E]."""
         if not (self.has_reals and which.any()):
             return rows
-        chosen = rows[which]
+        chosen, changed = rows[which], False
         spans = self._spans if self.packed else [slice(None)]
         for leaf, span in zip(self.leaves, spans, strict=True):
             if leaf.real and leaf.size:
                 numbers = chosen.reshape(len(chosen), -1)[:, span].view(leaf.dtype)
-                numbers[~np.isfinite(numbers)] = 0
-        rows = rows.copy()
-        rows[which] = chosen
+                odd = ~np.isfinite(numbers)
+                if odd.any():
+                    numbers[odd], changed = 0, True
+        if changed:
+            rows = rows.copy()
+            rows[which] = chosen
         return rows
 
     def finite_tensors(self, rows: Tensor, which: Tensor) -> Tensor:

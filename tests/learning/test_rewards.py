@@ -67,8 +67,24 @@ def test_rewards_that_do_not_vary_stay_finite():
 
 
 def test_a_saved_scaler_goes_on_where_it_was():
-    first, second = RewardScaler(3, GAMMA), RewardScaler(5, GAMMA)
+    first, second = RewardScaler(3, GAMMA), RewardScaler(3, GAMMA)
     first(*(torch.from_numpy(x) for x in rows(0, 30, 3)))
     second.load_state_dict(first.state_dict())
-    assert torch.equal(first.moments.variance_D, second.moments.variance_D)
-    assert second.return_E.tolist() == [0.0] * 5, "a resumed run begins new episodes"
+    more = [torch.from_numpy(x) for x in rows(1, 30, 3)]
+    assert first.return_E.any() and torch.equal(first(*more), second(*more))
+    second.drop_episodes()
+    assert second.return_E.tolist() == [0.0] * 3 and torch.equal(first.moments.variance_D, second.moments.variance_D)
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_a_reward_that_is_not_finite_is_none_for_the_scale(odd):
+    paid, done, valid = (torch.from_numpy(x) for x in rows(0, 30, 3))
+    done[:], valid[:] = False, True
+    plain, other = RewardScaler(3, GAMMA), RewardScaler(3, GAMMA)
+    paid[4, 1] = 0.0
+    expected = plain(paid, done, valid)
+    paid[4, 1] = odd
+    found = other(paid, done, valid)
+    assert not torch.isfinite(found[4, 1]) and torch.equal(plain.return_E, other.return_E)
+    found[4, 1] = expected[4, 1]
+    assert torch.equal(found, expected)

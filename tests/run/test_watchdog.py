@@ -1,5 +1,7 @@
 """A wait that never ends: an error where Python runs, the process's end where it does not."""
 
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -33,6 +35,18 @@ def test_many_waits_that_end_are_none(wait_seconds=0.02):
                 time.sleep(wait_seconds)
         with timer("act"):
             time.sleep(0.5)
+
+
+def test_somebody_elses_signal_is_passed_on():
+    heard = []
+    before = signal.signal(signal.SIGUSR1, lambda signum, frame: heard.append(signum))
+    try:
+        with Watchdog(60.0, lambda: None, "too long"):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.05)
+        assert heard == [signal.SIGUSR1]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_of_no_timeout_nothing_comes():
