@@ -162,3 +162,27 @@ def test_nothing_waits_for_the_device_but_the_actions(settings):
         torch.cuda.set_sync_debug_mode("default")
         for group in envs:
             group.close()
+
+
+@pytest.mark.parametrize("optimizer", ["rmsprop", "rmsprop-tf", "adam", "muon"])
+@pytest.mark.parametrize("on_nan", ["stop", "skip"])
+def test_updates_are_refused_inside_a_recording_from_the_first_on(optimizer, on_nan):
+    spec = env_spec((5,), "float32", actions=3)
+    config = TrainConfig(optimizer=optimizer, on_nan=on_nan)
+    model = ActorCritic(spec, config).to(CUDA)
+    built, graphs = build_optimizer(model, config), Graphs(CUDA)
+    learner = Learner(model, built, config, forward=model, samples=16, threads=1, graphs=graphs)
+    buffer = rollout(CUDA, spec)
+    buffer.valid_TE.fill_(True)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    reward = buffer.rewards_TE[2, 3].clone()
+    buffer.rewards_TE[2, 3] = float("nan")
+    for _ in range(5):
+        learner.update(buffer, 0.0)
+    assert all(torch.equal(before[name], x) for name, x in model.state_dict().items())
+    assert learner.watch.report() == (1, "reward", 2, 3, 5, 5)
+    buffer.rewards_TE[2, 3] = reward
+    learner.update(buffer, 0.0)
+    moved = [name for name, x in model.state_dict().items() if not torch.equal(before[name], x)]
+    assert all(torch.isfinite(x).all() for x in model.state_dict().values())
+    assert bool(moved) == (on_nan == "skip")

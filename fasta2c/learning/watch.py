@@ -54,7 +54,7 @@ class NumberWatch:
     def examine(self, rollout: RolloutBuffer) -> None:
         """Look through the rewards and observations of a rollout that anything is learnt from."""
         self._updates += 1
-        self._bad.copy_(self._skipped > 0) if self._freeze else self._bad.zero_()
+        self._bad.copy_(self._longest > 0) if self._freeze else self._bad.zero_()
         numbers = rollout.real_observations()
         # Any number that is not finite spoils a sum. On a GPU a look at it would wait for the device.
         if self._on_host and all(torch.isfinite(x.sum()) for x in (rollout.rewards_TE, *numbers)):

@@ -133,6 +133,7 @@ def test_frozen_behind_the_first_fault(watch):
         assert not watch.allows(torch.zeros(1))
         watch.conclude()
     assert watch.report().update == 1
+    assert not updated(watch, rollout())[0], "reported, it is not forgotten"
 
 
 class OnGpu(torch.Tensor):
