@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
+
 from fasta2c import accel
 from fasta2c.errors import UserError
 from fasta2c.models.actor_critic import ActorCritic
@@ -38,14 +40,16 @@ class Needs:
         most = {
             "--num-envs": room * self.num_envs // self.rollout_bytes,
             "--num-steps": self.num_steps - -(-(self.rollout_bytes - room) // self.row_bytes),
-            "--micro-batch": (self.free_bytes - self.rollout_bytes) // self.sample_bytes,
+            "--micro-batch": (self.free_bytes - self.rollout_bytes) // max(self.sample_bytes, 1),
         }
         given = {"--num-envs": self.num_envs, "--num-steps": self.num_steps, "--micro-batch": self.samples}
         fitting = " or ".join(f"{flag} {count:,}" for flag, count in most.items() if 1 <= count < given[flag])
         advice = f"At most {fitting} would fit." if fitting else "Take fewer of all of them."
+        batch = f", a micro-batch of {self.samples:,} samples {_told(self.samples * self.sample_bytes)}," * bool(
+            self.samples
+        )
         return (
-            f"{self.num_envs:,} environments of {self.num_steps:,} rows take {_told(self.rollout_bytes)}, a "
-            f"micro-batch of {self.samples:,} samples {_told(self.samples * self.sample_bytes)}, and "
+            f"{self.num_envs:,} environments of {self.num_steps:,} rows take {_told(self.rollout_bytes)}{batch} and "
             f"{_told(self.free_bytes)} are free. {advice}"
         )
 
@@ -84,6 +88,12 @@ def needs(model: ActorCritic, spec: EnvSpec, num_envs: int, num_steps: int, *, s
         sample_bytes=graph_bytes(model, small, 8) // 8 + 1,
         free_bytes=accel.free_memory(device),
     )
+
+
+def check_rollout(spec: EnvSpec, num_envs: int, num_steps: int, device: torch.device) -> None:
+    """Raise `UserError` where there is no room even for the rollout: before emulators are made, which takes minutes."""
+    whole, shorter = (rollout_bytes(t, num_envs, spec) for t in (num_steps, num_steps - 1))
+    check(Needs(num_envs, num_steps, 0, whole - shorter, whole, 0, accel.free_memory(device)))
 
 
 def check(needed: Needs) -> None:

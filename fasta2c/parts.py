@@ -63,12 +63,15 @@ def make_envs(config: TrainConfig, device: torch.device, *, stream: int = 0) -> 
     if config.num_envs == "auto":
         raise ValueError('num_envs is "auto": fasta2c.tune.tune finds a number.')
     env_id = resolve(config.env)
+    if env_id.backend == "envpool":
+        spec = look_up_spec(env_id, config.env_kwargs)
+        memory.check_rollout(spec, config.num_envs, config.num_steps, device)
     if config.env_groups != "auto":
         groups = config.env_groups
     elif env_id.backend != "envpool":
         groups = 1  # these step while they are waited for, or on the device
     else:
-        convolutional = is_convolutional(config.encoder, look_up_spec(env_id, config.env_kwargs).leaves)
+        convolutional = is_convolutional(config.encoder, spec.leaves)
         groups = accel.env_groups(config.num_envs, device, convolutional=convolutional)
     return make_env_groups(
         env_id,

@@ -9,7 +9,7 @@ from helpers import env_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fasta2c import TrainConfig, accel, train
+from fasta2c import TrainConfig, accel, parts, train
 from fasta2c.errors import RunError, UserError
 from fasta2c.learning.learner import Learner
 from fasta2c.memory import Needs, needs
@@ -70,6 +70,15 @@ def test_too_large_a_run_is_refused_before_anything_is_written(tmp_path, monkeyp
     with pytest.raises(UserError, match=r"out of memory: 64 environments of 64 rows take .* At most --num-envs \d+ or"):
         train(wanted)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_rollout_that_cannot_fit_is_refused_before_environments_are_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "make_env_groups", lambda *_, **__: pytest.fail("made"))
+    wanted = TrainConfig(num_envs=10**7, num_steps=10**5, run_dir=tmp_path / "run", quiet=True)
+    with pytest.raises(
+        UserError, match=r"100,000 rows take [\d,.]+ GB and [\d.]+ GB are free. At most --num-envs [\d,]+"
+    ):
+        train(wanted)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")])
