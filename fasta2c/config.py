@@ -188,17 +188,8 @@ class TrainConfig:
 # What --resume may change: nothing here alters what is learnt, except that a longer run stretches the schedules.
 RESUMABLE = frozenset(
     {"total_steps", "target_return", "log_interval", "checkpoint_interval", "eval_interval", "eval_episodes", "quiet"}
-    | {
-        "on_nan",
-        "env_timeout",
-        "restart_envs",
-        "device",
-        "compile",
-        "env_threads",
-        "env_groups",
-        "micro_batch",
-        "reuse_forward",
-    }
+    | {"device", "compile", "env_threads", "env_groups", "micro_batch", "reuse_forward"}
+    | {"on_nan", "env_timeout", "restart_envs"}
 )
 
 # What a run's config.yaml holds beside the configuration.

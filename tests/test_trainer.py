@@ -482,6 +482,8 @@ def test_a_run_of_savable_environments_resumes_bit_for_bit(tmp_path, monkeypatch
     assert resumed.updates == whole.updates > 2 * half
     ours, theirs = load(whole), load(resumed)
     assert same_parameters(ours, theirs)
+    carried = theirs["collector"]["games"]["buffer"].values()
+    assert all(x.untyped_storage().nbytes() == x.nbytes for x in carried), "no more is saved than is needed"
     timed = {"wall_seconds", "sps", "env_fraction", "act_fraction", "update_fraction"}
     logs = [[{k: v for k, v in row.items() if k not in timed} for row in rows(r.run_dir)] for r in (whole, resumed)]
     assert logs[0] == logs[1]

@@ -27,11 +27,10 @@ from fasta2c.spaces import EnvSpec, spec_of
 
 # What `gymnasium.make` itself takes, beside the environment's own arguments.
 _MAKE_OPTIONS = ("max_episode_steps", "disable_env_checker")
-# An environment that fails so often without a step in between is not made anew again.
-FAILURES_IN_A_ROW = 3
-
 # What `gymnasium.make_vec` takes: "sync" or "async" (a process for each environment), and wrappers, innermost first.
 _VECTOR_OPTIONS = ("vectorization_mode", "wrappers")
+# An environment that fails so often without a step in between is not made anew again.
+FAILURES_IN_A_ROW = 3
 
 
 class GymnasiumEnvs(HostEnvs):

@@ -135,7 +135,9 @@ class Collector:
         """Counters, statistics, and the games under way if the environments can be saved: tensors and plain values."""
         envs = [group.state_dict() for group, _ in self._groups if isinstance(group, TorchEnvs) and group.can_be_saved]
         whole = len(envs) == len(self._groups)
-        games = {"envs": envs, "buffer": self._buffer.carried()} if whole else None
+        # Copies: of a view, torch would save all that it is a view of, which is the whole rollout.
+        carried = {name: x.clone() for name, x in self._buffer.carried().items()} if whole else {}
+        games = {"envs": envs, "buffer": carried} if whole else None
         return {
             "env_steps": self.env_steps,
             "episodes": self.episodes.state_dict(),
