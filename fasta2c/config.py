@@ -131,6 +131,8 @@ class TrainConfig:
     """Updates between rows of metrics.csv and TensorBoard."""
     checkpoint_interval: Count = 500
     """Updates between checkpoints."""
+    checkpoint_minutes: NonNegative = 10.0
+    """Most minutes between checkpoints, however long so many updates take; 0 goes by the updates alone."""
     eval_interval: Whole = 0
     """Updates between evaluations during training; 0 makes none."""
     eval_episodes: Count = 10
@@ -187,9 +189,9 @@ class TrainConfig:
 
 # What --resume may change: nothing here alters what is learnt, except that a longer run stretches the schedules.
 RESUMABLE = frozenset(
-    {"total_steps", "target_return", "log_interval", "checkpoint_interval", "eval_interval", "eval_episodes", "quiet"}
+    {"total_steps", "target_return", "log_interval", "eval_interval", "eval_episodes", "quiet"}
     | {"device", "compile", "env_threads", "env_groups", "micro_batch", "reuse_forward"}
-    | {"on_nan", "env_timeout", "restart_envs"}
+    | {"checkpoint_interval", "checkpoint_minutes", "on_nan", "env_timeout", "restart_envs"}
 )
 
 # What a run's config.yaml holds beside the configuration.

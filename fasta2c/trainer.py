@@ -23,16 +23,17 @@ from fasta2c.envs.torch import TorchEnvs
 from fasta2c.errors import RunError, Stopped, UserError, is_out_of_memory, warn
 from fasta2c.evaluation import make_eval_envs, play
 from fasta2c.graphs import warm_up_updates
-from fasta2c.learning.learner import METRICS
 from fasta2c.learning.optim import load_optimizer_state, schedule
+from fasta2c.learning.tally import Tally
 from fasta2c.parts import assemble, make_envs
 from fasta2c.policy import Policy, load_parameters, load_state
 from fasta2c.run import checkpoint, randomness
+from fasta2c.run.clock import Clock
 from fasta2c.run.directory import RunDirectory
 from fasta2c.run.metrics import MetricsLog
 from fasta2c.run.progress import Progress
 from fasta2c.run.provenance import commit, versions
-from fasta2c.run.report import PHASES, TimeReport
+from fasta2c.run.report import TimeReport
 from fasta2c.run.signals import SignalWatch
 from fasta2c.run.watchdog import Watchdog
 from fasta2c.tune import tune
@@ -148,8 +149,8 @@ class Trainer:
         for group in envs:
             resources.callback(group.close)
         if config.deterministic:
-            before = torch.are_deterministic_algorithms_enabled()
-            resources.callback(torch.use_deterministic_algorithms, before)
+            was_on = torch.are_deterministic_algorithms_enabled()
+            resources.callback(torch.use_deterministic_algorithms, was_on)
         with self._watchdog(envs, lambda: 0.0):  # they are reset
             self.parts = assemble(config, envs, self.device)
         self.collector, self.learner, self.timer = self.parts.collector, self.parts.learner, self.parts.timer
@@ -159,11 +160,10 @@ class Trainer:
         except TypeError as error:
             raise UserError(f"{config.env}: its state_dict cannot be saved: {error}") from None
 
-        self.update, self.wall_before = 0, 0.0
+        self.update = 0
         self.best_return: float | None = None
         self._restarts_before = 0
-        self._metrics = torch.zeros(2, len(METRICS), device=self.device)
-        """Of the updates since the last row of the log: sums, and how many were finite."""
+        self._tally = Tally(self.device)
         self._skipped = 0
         self._logged = {"update": 0, "env_steps": 0, "wall_seconds": 0.0}
         self._eval_return: float | None = None
@@ -175,9 +175,9 @@ class Trainer:
             file = checkpoint.resolve(config.init_from)
             load_parameters(self.parts.model, load_state(file)["model"], file)
         self._session_began = self.update
-        self._started = self._warm_at = time.perf_counter()
-        self._warm_steps, self._warm_update = self.env_steps, self.update
-        self._warm_phases: dict[str, float] = {}
+        before = state["wall_seconds"] if state is not None else 0.0
+        self.clock = Clock(self.timer, update=self.update, env_steps=self.env_steps, wall_before=before)
+        self._saved_at = time.monotonic()
 
         if state is None:
             self.directory = RunDirectory.create(config.run_dir, env=config.env, seed=config.seed)
@@ -206,11 +206,10 @@ class Trainer:
         else:
             parts.generator.manual_seed(config.seed + self.resumes)
         randomness.restore(state["randomness"], self.device)
-        self.update, self.wall_before, self.best_return = state["update"], state["wall_seconds"], state["best_return"]
+        self.update, self.best_return = state["update"], state["best_return"]
         self._skipped, self._restarts_before = state["skipped"], state["env_restarts"]
         self._eval_return = state["log"]["eval_return"]
-        kept = state["log"]["metrics"]
-        self._metrics += torch.tensor([kept.get(name, (0.0, 0.0)) for name in METRICS], device=self.device).T
+        self._tally.load_state_dict(state["log"]["metrics"])
         self._logged = {name: state["log"][name] for name in self._logged}
 
     @property
@@ -249,10 +248,10 @@ class Trainer:
             env_steps=self.env_steps,
             updates=self.update,
             episodes=self.collector.episodes.count,
-            wall_seconds=self.wall_seconds,
+            wall_seconds=self.clock.wall_seconds,
             sps=self.sps,
             mean_return=self.collector.episodes.mean_return,
-            warm_up_seconds=self._warm_at - self._started,
+            warm_up_seconds=self.clock.warm_up_seconds,
             time_report=self.time_report,
             best_return=self.best_return,
         )
@@ -269,13 +268,13 @@ class Trainer:
             with timer("update"):
                 self._take(self.learner.update(rollout, fraction))
             if self.update == warm_update:
-                self._end_warm_up()
+                self.clock.end_warm_up(update=self.update, env_steps=self.env_steps)
             with timer("log"):
                 if config.eval_interval and self.update % config.eval_interval == 0:
                     self._eval_return = self._evaluate()
                 if self.update % config.log_interval == 0:
                     self._log()
-                if self.update % config.checkpoint_interval == 0:
+                if self.update % config.checkpoint_interval == 0 or self._overdue:
                     self._save()
                 progress.update(self.env_steps, sps=self.sps, episode_return=collector.episodes.mean_return)
 
@@ -303,15 +302,15 @@ class Trainer:
         return target is not None and episodes.full and (episodes.mean_return or 0.0) >= target
 
     @property
-    def wall_seconds(self) -> float:
-        """Wall time of the run, earlier sessions included."""
-        return self.wall_before + time.perf_counter() - self._started
+    def _overdue(self) -> bool:
+        """Whether the last checkpoint is older than one may get."""
+        minutes = self.config.checkpoint_minutes
+        return minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
 
     @property
     def sps(self) -> float:
         """Env steps per second of this session, its warm-up left out."""
-        seconds = time.perf_counter() - self._warm_at
-        return (self.env_steps - self._warm_steps) / seconds if seconds > 0 else 0.0
+        return self.clock.sps(self.env_steps)
 
     def close(self) -> None:
         """Give back environments, log and directory."""
@@ -320,29 +319,20 @@ class Trainer:
     @property
     def time_report(self) -> TimeReport | None:
         """Where the time of this session went since its warm-up; None where there was nothing after it."""
-        rows = (self.update - self._warm_update) * self.config.num_steps
-        if not self._warm_phases or not rows:
-            return None
         in_turn = self.parts.envs[0].in_turn
-        return TimeReport(
-            {phase: self.timer.seconds[phase] - self._warm_phases[phase] for phase in PHASES},
-            env_steps=self.env_steps - self._warm_steps,
-            rows=rows,
+        return self.clock.report(
+            update=self.update,
+            env_steps=self.env_steps,
+            num_steps=self.config.num_steps,
             on_gpu=self.device.type == "cuda",
             in_turn=in_turn,
             overlapped=len(self.parts.envs) > 1 and not in_turn,
         )
 
-    def _end_warm_up(self) -> None:
-        """From here on time is counted that tells a speed."""
-        self._warm_at, self._warm_steps, self._warm_update = time.perf_counter(), self.env_steps, self.update
-        self._warm_phases = {phase: self.timer.seconds[phase] for phase in PHASES}
-
     def _take(self, metrics: torch.Tensor) -> None:
-        """Count an update and keep those of its metrics that are finite, on the device."""
+        """Count an update and keep its metrics."""
         self.update += 1
-        finite = torch.isfinite(metrics)
-        self._metrics += torch.stack([torch.where(finite, metrics, 0.0), finite])
+        self._tally.add(metrics)
         if self.device.type == "cpu":  # elsewhere whoever asks waits: see _log
             self._check_numbers()
 
@@ -351,12 +341,7 @@ class Trainer:
         fault = self.learner.watch.report()
         if fault is None:
             return
-        where = "" if fault.row is None else f" of environment {fault.env} in row {fault.row}"
-        how_much = "" if fault.row is not None else " from there on"
-        told = (
-            f"the {fault.what}{where} of update {self._session_began + fault.update} is NaN or infinite (by "
-            f"{self.env_steps:,} env steps); the update was not applied{how_much}"
-        )
+        told = fault.told(self._session_began, self.env_steps)
         self._skipped += fault.skipped
         if self.config.on_nan == "skip" and fault.longest < SKIPS_IN_A_ROW:
             warn(f"{told}; {self._skipped} so far.")
@@ -372,10 +357,8 @@ class Trainer:
         """Write the means since the last row; the one place beside checkpoints that waits for the device."""
         self._check_numbers()
         config, episodes = self.config, self.collector.episodes
-        now, steps = self.wall_seconds, self.env_steps
+        now, steps = self.clock.wall_seconds, self.env_steps
         fraction = steps / config.total_steps
-        total = sum(self.timer.seconds.values()) or 1.0
-        means = (self._metrics[0] / self._metrics[1]).tolist()
         best = -math.inf if self.best_return is None else self.best_return
         if episodes.full and (episodes.mean_return or 0.0) > best:
             self._save_best()
@@ -388,17 +371,16 @@ class Trainer:
                 "episode_return_mean": episodes.mean_return,
                 "episode_length_mean": episodes.mean_length,
                 "episodes": episodes.count,
-                **dict(zip(METRICS, means, strict=True)),
+                **self._tally.take_means(),
                 "lr": config.lr * schedule(config.lr_schedule, fraction),
                 "ent_coef": config.ent_coef * schedule(config.ent_schedule, fraction),
                 "best_return": self.best_return,
                 "eval_return_mean": self._eval_return,
                 "skipped_updates": self._skipped,
-                **{f"{phase}_fraction": self.timer.seconds[phase] / total for phase in ("env", "act", "update")},
+                **{f"{phase}_fraction": self.clock.shares[phase] for phase in ("env", "act", "update")},
             }
         )
         self._eval_return = None
-        self._metrics.zero_()
         self._logged = {"update": self.update, "env_steps": steps, "wall_seconds": now}
 
     def _evaluate(self) -> float:
@@ -423,6 +405,7 @@ class Trainer:
     def _save(self) -> None:
         self._check_numbers()
         checkpoint.save(self.directory, self._state(), env_steps=self.env_steps)
+        self._saved_at = time.monotonic()
 
     def _save_best(self) -> None:
         self.best_return = self.collector.episodes.mean_return
@@ -442,34 +425,28 @@ class Trainer:
             "update": self.update,
             "resumes": self.resumes,
             "env_restarts": self.env_restarts,
-            "wall_seconds": self.wall_seconds,
+            "wall_seconds": self.clock.wall_seconds,
             "best_return": self.best_return,
-            "log": {
-                **self._logged,
-                "eval_return": self._eval_return,
-                "metrics": dict(zip(METRICS, self._metrics.T.tolist(), strict=True)),
-            },
+            "log": {**self._logged, "eval_return": self._eval_return, "metrics": self._tally.state_dict()},
             "skipped": self._skipped,
             "versions": versions(),
         }
 
     def _summary(self) -> dict[str, Any]:
-        seconds = {phase: self.timer.seconds[phase] for phase in PHASES}
-        other = time.perf_counter() - self._started - sum(seconds.values())
         return {
             "env": self.config.env,
             "seed": self.config.seed,
             "env_steps": self.env_steps,
             "updates": self.update,
             "episodes": self.collector.episodes.count,
-            "wall_seconds": self.wall_seconds,
+            "wall_seconds": self.clock.wall_seconds,
             "sps": self.sps,
             "mean_return": self.collector.episodes.mean_return,
             "best_return": self.best_return,
             "skipped_updates": self._skipped,
             "dropped": self.collector.dropped,
             "env_restarts": self.env_restarts,
-            "phase_seconds": {**seconds, "other": max(other, 0.0)},
-            "warm_up_seconds": self._warm_at - self._started,
+            "phase_seconds": self.clock.phase_seconds,
+            "warm_up_seconds": self.clock.warm_up_seconds,
             "versions": versions(),
         }

@@ -65,6 +65,22 @@ def test_a_run_leaves_all_its_files(tmp_path):
     assert TrainConfig(**read_config(folder / "config.yaml")).num_steps == 8
 
 
+def test_checkpoints_come_by_the_clock_too(tmp_path, monkeypatch):
+    """An interval in updates outlasts a whole run of thousands of environments."""
+    saved, save = [], Trainer._save
+
+    def noted(trainer):
+        save(trainer)
+        saved.append(trainer.update)
+
+    monkeypatch.setattr(Trainer, "_save", noted)
+    train(config(tmp_path, "clock", total_steps=640, checkpoint_interval=10**6, checkpoint_minutes=1e-9))
+    assert saved[:10] == list(range(1, 11))
+    saved.clear()
+    train(config(tmp_path, "updates", total_steps=640, checkpoint_interval=10**6, checkpoint_minutes=0.0))
+    assert saved == [11]  # the last one
+
+
 def test_metrics_count_valid_rows_and_end_at_the_run(tmp_path):
     result = train(config(tmp_path))
     written = rows(result.run_dir)

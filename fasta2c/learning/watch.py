@@ -31,6 +31,15 @@ class Fault(NamedTuple):
     longest: int
     """The most in a row that were not, whatever has been reported of them."""
 
+    def told(self, before: int, env_steps: int) -> str:
+        """It in words, `before` updates made before the learner's first, the run now at `env_steps`."""
+        where = "" if self.row is None else f" of environment {self.env} in row {self.row}"
+        how_much = "" if self.row is not None else " from there on"
+        return (
+            f"the {self.what}{where} of update {before + self.update} is NaN or infinite (by {env_steps:,} env steps); "
+            f"the update was not applied{how_much}"
+        )
+
 
 class NumberWatch:
     """Watches rewards, observations, losses and gradients of updates; everything it knows is on the device.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from fasta2c.errors import RunError, warn
+from fasta2c.run.signals import leave
 
 POLLS = 10
 """Looks within a timeout. These are counted, not seconds: a process that was stopped for a while has not waited."""
@@ -63,9 +63,7 @@ class Watchdog:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
             if not self._heard(last):
                 warn(self._told)
-                if os.isatty(2):
-                    os.write(2, b"\x1b[?25h")  # the progress display hides the cursor
-                os._exit(1)
+                leave(1)
             looks = 0
 
     def _heard(self, wait: Any) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,3 +92,41 @@ def test_a_second_interrupt_leaves_at_once() -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(signals.__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", SECOND], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "2\n", "")
+
+
+WITH_A_CHILD = """
+import multiprocessing, os, signal, time
+from fasta2c.run.signals import SignalWatch
+def hang():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    time.sleep(1000)
+child = multiprocessing.get_context("fork").Process(target=hang)
+child.start()
+print(child.pid, flush=True)
+with SignalWatch():
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_a_second_interrupt_takes_environments_that_hang_with_it() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(signals.__file__).parents[2])}
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", WITH_A_CHILD], env=environment, text=True, **output) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        assert process.wait(timeout=60) == 130
+    assert ended(child)
+
+
+def ended(pid: int, seconds: float = 10.0) -> bool:
+    """Whether the process ends within this time."""
+    status = Path(f"/proc/{pid}/status")
+    for _ in range(100):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if "State:\tZ" not in status.read_text():
+                time.sleep(seconds / 100)
+                continue
+        return True
+    os.kill(pid, signal.SIGKILL)
+    return False
