@@ -200,11 +200,15 @@ class _EvalFlags:
     """Show no progress."""
 
     def __post_init__(self) -> None:
-        limits = {"episodes": Range(1, 10**9), "num_envs": Range(1, 10**6), "seed": Range(0, 2**62)}
-        for name, bounds in limits.items():
-            value = getattr(self, name)
-            if value is not None and not bounds.holds(value):
-                raise UserError(f"{name}: {value} is out of range; it must be {bounds}.")
+        _check_ranges(self, {"episodes": Range(1, 10**9), "num_envs": Range(1, 10**6), "seed": Range(0, 2**62)})
+
+
+def _check_ranges(flags: object, limits: Mapping[str, Range]) -> None:
+    """Raise `UserError` for a flag that is given and out of its range."""
+    for name, bounds in limits.items():
+        value = getattr(flags, name)
+        if value is not None and not bounds.holds(value):
+            raise UserError(f"{name}: {value} is out of range; it must be {bounds}.")
 
 
 def _eval(argv: list[str]) -> None:
@@ -231,6 +235,73 @@ def _eval(argv: list[str]) -> None:
     print(f"range        {result.min_return:,.2f} to {result.max_return:,.2f}")
     print(f"mean length  {result.mean_length:,.1f} env steps")
     print(f"episodes     {result.episodes:,}")
+
+
+# --- play
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PlayFlags:
+    """Film whole episodes of a run's policy, as the real game shows them."""
+
+    run_dir: Path
+    """Run directory, or a checkpoint file."""
+    out: Path = Path("play.mp4")
+    """The film: a .mp4 or .gif file."""
+    episodes: int | None = None
+    """Episodes to play; one for each environment unless given."""
+    num_envs: int = 1
+    """Environments shown side by side."""
+    checkpoint: str = "latest"
+    """latest, best, or a file."""
+    greedy: bool = False
+    """Take the likeliest action instead of sampling."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda or cuda:N."""
+    seed: int | None = None
+    """Seed of environments and sampling; the run's own unless given."""
+    fps: float | None = None
+    """Env steps shown in a second; the game's own pace unless given."""
+    captions: bool = True
+    """Write score and step below each picture."""
+    quiet: bool = False
+    """Show no progress."""
+
+    def __post_init__(self) -> None:
+        limits = {
+            "episodes": Range(1, 10**6),
+            "num_envs": Range(1, 64),
+            "seed": Range(0, 2**62),
+            "fps": Range(0.1, 240),
+        }
+        _check_ranges(self, limits)
+
+
+def _play(argv: list[str]) -> None:
+    """Film whole episodes of a trained agent."""
+    given = scan(argv, _PlayFlags)
+    with errors_named({name: g.flag for name, g in given.items()}):
+        flags = parse(_PlayFlags, "play", argv, given)
+        from fasta2c.tools.play import record
+
+        film = record(
+            flags.run_dir,
+            flags.out,
+            episodes=flags.episodes or flags.num_envs,
+            num_envs=flags.num_envs,
+            checkpoint=flags.checkpoint,
+            greedy=flags.greedy,
+            device=flags.device,
+            seed=flags.seed,
+            fps=flags.fps,
+            captions=flags.captions,
+            progress=not flags.quiet,
+        )
+    if flags.quiet:
+        print(film.path)
+        return
+    print(f"mean return  {film.result.mean_return:,.2f} over {film.result.episodes:,} episodes")
+    print(f"film         {film.path}, {film.pictures / film.fps:,.1f} s at {film.fps:g} env steps per second")
 
 
 # --- envs
@@ -268,4 +339,4 @@ def _envs(argv: list[str]) -> None:
         print(json.dumps([dataclasses.asdict(entry) for entry in found], indent=1))
 
 
-VERBS: dict[str, Callable[[list[str]], None]] = {"train": _train, "eval": _eval, "envs": _envs}
+VERBS: dict[str, Callable[[list[str]], None]] = {"train": _train, "eval": _eval, "play": _play, "envs": _envs}

@@ -8,20 +8,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fasta2c.config import TrainConfig
 from fasta2c.envs.base import spread_seeds
 from fasta2c.envs.ids import resolve
 from fasta2c.envs.make import TRAINING_ONLY, VectorEnvs, make_host_envs
+from fasta2c.envs.pictures import make_drawn_envs
 from fasta2c.errors import UserError
 from fasta2c.policy import Policy, load_policy
 from fasta2c.run.progress import Progress
 
 # Evaluation draws its environments' seeds from a stream that no training run uses.
 _SEED_STREAM = 2**31
+
+
+class Games(NamedTuple):
+    """The games under way, or just over, on E environments."""
+
+    scores: NDArray[np.float64]
+    """[E] so far."""
+    lengths: NDArray[np.int64]
+    """[E] env steps so far."""
+    counted: NDArray[np.bool_]
+    """[E] whether this one is asked for, rather than played because the others are not over yet."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +94,18 @@ def evaluate(
         envs.close()
 
 
-def make_eval_envs(config: TrainConfig, num_envs: int, device: torch.device, seed: int | None = None) -> VectorEnvs:
-    """The run's environments without what only training wants (clipped rewards, lives as ends), freshly seeded."""
+def make_eval_envs(
+    config: TrainConfig, num_envs: int, device: torch.device, seed: int | None = None, *, render: bool = False
+) -> VectorEnvs:
+    """The run's environments without what only training wants (clipped rewards, lives as ends), freshly seeded.
+
+    With `render` they draw pictures, or it is a `UserError` that says why not.
+    """
     options = {k: v for k, v in config.env_kwargs.items() if k not in TRAINING_ONLY}
     seeds = spread_seeds(config.seed if seed is None else seed, num_envs, stream=_SEED_STREAM)
     threads = config.env_threads
-    made = make_host_envs(
+    make = make_drawn_envs if render else make_host_envs
+    made = make(
         resolve(config.env),
         num_envs,
         seeds=seeds,
@@ -104,11 +124,20 @@ def play(
     *,
     greedy: bool = False,
     on_episode: Callable[[float], None] = lambda score: None,
+    on_row: Callable[[Games], None] = lambda games: None,
 ) -> EvalResult:
     """Play `episodes` games on `envs`, each environment a fixed share of them.
 
     Taking the first games to end would favour short ones; so each environment plays its share to the end, and what
     it plays beyond that is not counted.
+
+    Args:
+        policy: who plays.
+        envs: where.
+        episodes: games to play.
+        greedy: take the likeliest action instead of sampling.
+        on_episode: told the score of each game that is over and counts.
+        on_row: told of all games at their start and behind each step, an end included.
     """
     shares = np.full(envs.num_envs, episodes // envs.num_envs)
     shares[: episodes % envs.num_envs] += 1
@@ -117,12 +146,14 @@ def play(
     scores: list[float] = []
     lengths: list[int] = []
     observations, opens = envs.reset(), torch.ones(envs.num_envs, dtype=torch.bool)
+    on_row(Games(score_now, length_now, shares > 0))
     while shares.any():
         observations, _, _, _, infos = envs.step(policy.act(observations, greedy=greedy, opens=opens))
         opens = infos["opens"]
         valid, score, over = (infos[k].cpu().numpy() for k in ("valid", "score", "game_over"))
         score_now += np.where(valid, score, 0.0)
         length_now += valid
+        on_row(Games(score_now, length_now, shares > 0))
         for e in np.flatnonzero(over & valid):
             if shares[e]:
                 shares[e] -= 1

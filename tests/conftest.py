@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from fasta2c.envs.ids import load_opengl
+
+load_opengl()  # before a test imports EnvPool itself
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which torch does late
 

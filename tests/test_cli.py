@@ -385,7 +385,7 @@ def test_overview_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "said"),
     [
         (["trian"], "unknown verb 'trian'. Did you mean train?"),
-        (["日本"], "unknown verb '日本'. Use train or eval or envs."),
+        (["日本"], "unknown verb '日本'. Use train or eval or play or envs."),
         ([""], "unknown verb ''"),
         (["--num-envs", "8"], "--num-envs comes before the verb"),
     ],

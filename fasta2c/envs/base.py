@@ -79,6 +79,17 @@ class HostEnvs(Protocol):
         self.send(actions)
         return self.receive()
 
+    @property
+    def fps(self) -> float:
+        """Env steps that make a second to somebody who watches."""
+
+    def render(self) -> NDArray[np.uint8]:
+        """Pictures [E, height, width, 3] of what is now, if made with `render`.
+
+        Raises:
+            UserError: there are none of this environment.
+        """
+
     def close(self) -> None:
         """Give back threads and windows."""
 

@@ -42,6 +42,8 @@ _NEEDED = dict.fromkeys(("Cig-v1", "MultiDuel-v1"), {"game_args": "-deathmatch"}
 _FILES = ("cfg_path", "wad_path")
 # Where an info tells the legal actions (PGX), it joins the observation.
 _LEGAL = "info:legal_action_mask"
+# Env steps that make a second in a film.
+_FPS = {"Classic": 50, "Box2D": 50, "MiniGrid": 8, "Jumanji": 5, "PGX": 2, "ToyText": 4, "Procgen": 15, "Highway": 15}
 # MiniGrid declares bytes, but its cells hold the numbers of few objects, colours and states.
 _CELLS = spaces.Box(0, 10, (7, 7, 3), np.uint8)
 
@@ -55,6 +57,7 @@ class EnvPoolEnvs(HostEnvs):
         seeds: one seed below 2**31 for each environment (EnvPool ignores a seed given to `reset`).
         options: EnvPool's own options, checked here.
         num_threads: EnvPool's threads; 0 takes one for each core this process may use.
+        render: draw pictures when asked. EnvPool's MuJoCo ends the process where it finds no OpenGL.
 
     Raises:
         UserError: an option the environment does not take, spaces fasta2c does not, or EnvPool's own refusal.
@@ -63,12 +66,21 @@ class EnvPoolEnvs(HostEnvs):
     in_turn = False
 
     def __init__(
-        self, env_id: EnvId, num_envs: int, *, seeds: list[int], options: dict[str, Any], num_threads: int = 0
+        self,
+        env_id: EnvId,
+        num_envs: int,
+        *,
+        seeds: list[int],
+        options: dict[str, Any],
+        num_threads: int = 0,
+        render: bool = False,
     ) -> None:
         import envpool
 
         self.spec: EnvSpec = look_up_spec(env_id, options)
+        self._env_id = env_id
         self._atari = env_id.family == "Atari"
+        self._drawn_in_python = render and env_id.family == "Jumanji"
         self.num_envs = num_envs
         self.seeds = seeds
         self.options = {
@@ -79,10 +91,11 @@ class EnvPoolEnvs(HostEnvs):
             **({"base_path": str(Path(envpool.__file__).parent)} if env_id.family == "Jumanji" else {}),
             "num_threads": min(num_threads or accel.cores(), num_envs),
         }
+        drawn = {"render_mode": "rgb_array"} if render else {}
         with _quiet():
             try:
                 self._pool: Any = envpool.make(
-                    env_id.backend_id, env_type="gymnasium", num_envs=num_envs, seed=seeds, **self.options
+                    env_id.backend_id, env_type="gymnasium", num_envs=num_envs, seed=seeds, **self.options, **drawn
                 )
             except (AssertionError, RuntimeError, ValueError, TypeError, ImportError, OSError) as error:
                 raise UserError(f"{env_id.backend_id}: EnvPool cannot make it: {_one_line(error)}") from None
@@ -98,7 +111,7 @@ class EnvPoolEnvs(HostEnvs):
         """Start every episode anew; returns the first frames [E, ...]."""
         self._pool._reset(self._ids)
         self._previous_done = np.zeros(self.num_envs, dtype=np.bool_)
-        return self._observations(self._receive())
+        return self._observations(self._receive(reset=True))
 
     def send(self, actions: NDArray[Any]) -> None:
         """Hand `actions` [E, *shape of one] to EnvPool's threads, which begin at once."""
@@ -121,13 +134,32 @@ class EnvPoolEnvs(HostEnvs):
         self._previous_done = done
         return Row(self._observations(state), rewards, terminated, truncated, valid, first, scores, game_over)
 
+    @property
+    def fps(self) -> float:
+        """Of the real game, or a pace that can be followed."""
+        if self._atari:
+            return 60 / self._pool.config["frame_skip"]
+        return _FPS.get(self._env_id.family, 30)
+
+    def render(self) -> NDArray[np.uint8]:
+        """Pictures [E, height, width, 3]; raises `UserError` where EnvPool has none."""
+        try:
+            return np.asarray(self._pool.render(env_ids=self._ids))
+        except RuntimeError as error:
+            raise UserError(f"{self._env_id.backend_id}: EnvPool cannot draw it: {_one_line(error)}.") from None
+
     def close(self) -> None:
         """End EnvPool's threads."""
         self._pool.close()
         self._pool = None
 
-    def _receive(self) -> dict[str, NDArray[Any]]:
-        return dict(zip(self._keys, self._pool._recv(), strict=True))
+    def _receive(self, *, reset: bool = False) -> dict[str, NDArray[Any]]:
+        arrays = self._pool._recv()
+        if self._drawn_in_python:  # by what EnvPool's public calls have returned, which are not used here
+            from envpool.jumanji.jumanji_render import _cache_gymnasium_output
+
+            _cache_gymnasium_output(self._pool, self._pool._to(arrays, reset, True), reset)
+        return dict(zip(self._keys, arrays, strict=True))
 
     def _observations(self, state: dict[str, NDArray[Any]]) -> NDArray[Any]:
         return self._layout.pack([state[key] for key in self._observed])

@@ -45,6 +45,7 @@ class GymnasiumEnvs(HostEnvs):
             "module:Class" or {"module:Class": {its keyword arguments}}, innermost first.
         timeout: seconds that those in processes of their own may take for a row; 0 waits for ever.
         restart: make an environment that fails anew, its game lost, rather than end the run.
+        render: draw pictures when asked.
 
     Raises:
         UserError: an id Gymnasium does not know, an option the environment does not take, or spaces fasta2c does not.
@@ -59,6 +60,7 @@ class GymnasiumEnvs(HostEnvs):
         options: dict[str, Any],
         timeout: float = 0.0,
         restart: bool = False,
+        render: bool = False,
     ) -> None:
         registered = _find(env_id.backend_id)
         own = {key: value for key, value in options.items() if key not in _VECTOR_OPTIONS}
@@ -87,6 +89,7 @@ class GymnasiumEnvs(HostEnvs):
                     vector_kwargs={"autoreset_mode": AutoresetMode.NEXT_STEP},
                     wrappers=wrappers,
                     **own,
+                    **({"render_mode": "rgb_array"} if render else {}),
                 )
 
         # Of a vector that has lost one of its environments Gymnasium gives back nothing: then each is one of its own.
@@ -155,6 +158,21 @@ class GymnasiumEnvs(HostEnvs):
         )
         self._previous_done, self._last = done, observations
         return row
+
+    @property
+    def fps(self) -> float:
+        """What the environment says, or 30."""
+        return float(self._parts[0].envs.metadata.get("render_fps") or 30)
+
+    def render(self) -> NDArray[np.uint8]:
+        """Pictures [E, height, width, 3]; raises `UserError` where the environment draws none."""
+        try:
+            pictures = [np.asarray(picture) for part in self._parts for picture in part.envs.render() or [None]]
+        except Exception as error:  # the environment can raise anything
+            raise UserError(f"{self._name}: it cannot be drawn: {custom.told(error)}") from None
+        if any(picture.shape != pictures[0].shape or picture.shape[2:] != (3,) for picture in pictures):
+            raise UserError(f"{self._name}: it cannot be drawn, as it has no render mode rgb_array.")
+        return np.stack(pictures).astype(np.uint8)
 
     def close(self) -> None:
         """Close every environment."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import re
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Literal
@@ -107,8 +110,24 @@ def _base_name(backend_id: str, family: str) -> str:
 
 
 @functools.cache
+def load_opengl() -> bool:
+    """Load the system's OpenGL, if it has one: EnvPool's MuJoCo draws nothing by the one that it brings.
+
+    Returns:
+        whether EnvPool had not been imported yet; else it came too late.
+    """
+    in_time = "envpool" not in sys.modules
+    for name in ("libEGL.so.1", "libOpenGL.so.0", "libGL.so.1"):
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+            break
+    return in_time
+
+
+@functools.cache
 def registered() -> dict[str, list[str]]:
     """EnvPool's ids by family. Imports EnvPool (over a second), so it waits until an id is asked for."""
+    load_opengl()
     from envpool.registration import registry
 
     families: dict[str, list[str]] = defaultdict(list)

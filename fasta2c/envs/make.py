@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fasta2c import accel
@@ -35,6 +36,7 @@ def make_host_envs(
     device: torch.device = CPU,
     timeout: float = 0.0,
     restart: bool = False,
+    render: bool = False,
 ) -> HostEnvs | TorchEnvs:
     """The environments of `env_id`, any tensors of theirs on `device`; raises `UserError` as the backends say."""
     if restart and env_id.backend != "gymnasium":
@@ -42,8 +44,10 @@ def make_host_envs(
     if env_id.backend == "torch":
         return TorchEnvs(env_id, num_envs, seeds=seeds, options=options, device=device)
     if env_id.backend == "gymnasium":
-        return GymnasiumEnvs(env_id, num_envs, seeds=seeds, options=options, timeout=timeout, restart=restart)
-    return envpool.EnvPoolEnvs(env_id, num_envs, seeds=seeds, options=options, num_threads=num_threads)
+        return GymnasiumEnvs(
+            env_id, num_envs, seeds=seeds, options=options, timeout=timeout, restart=restart, render=render
+        )
+    return envpool.EnvPoolEnvs(env_id, num_envs, seeds=seeds, options=options, num_threads=num_threads, render=render)
 
 
 def look_up_spec(env_id: EnvId, options: dict[str, Any]) -> EnvSpec:
@@ -170,6 +174,15 @@ class VectorEnvs:
             self._tensor(row.truncated),
             {k: self._tensor(v) for k, v in infos.items()},
         )
+
+    @property
+    def fps(self) -> float:
+        """Env steps that make a second to somebody who watches."""
+        return self._envs.fps
+
+    def render(self) -> NDArray[np.uint8]:
+        """Pictures [E, height, width, 3] of what is now, on the host; raises `UserError` where there are none."""
+        return self._envs.render()
 
     def close(self) -> None:
         """Give the environments back."""

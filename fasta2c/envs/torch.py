@@ -7,6 +7,9 @@ What such a class must have, for E environments stepped in lockstep:
 - `reset()`, which gives the first observations: a tensor [E, ...], or dicts of them as the space nests them;
 - `step(actions)`, which gives observations, rewards [E], terminated [E] and truncated [E] (bool).
 
+It may have `render()`, which gives pictures [E, height, width, 3] of bytes, and `fps`, how many steps make a second of
+a film (30).
+
 It may also have `state_dict()`, which gives all it needs to go on elsewhere (tensors and plain values, randomness
 included), and `load_state_dict(state)`, which takes that, its tensors on the CPU: a resumed run then goes on in the
 middle of its games.
@@ -22,7 +25,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import gymnasium
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fasta2c import custom
@@ -114,6 +119,22 @@ class TorchEnvs:
         """Step every environment with `actions`."""
         self.send(actions)
         return self.receive()
+
+    @property
+    def fps(self) -> float:
+        """What the class says, or 30."""
+        return float(getattr(self._envs, "fps", 30))
+
+    def render(self) -> NDArray[np.uint8]:
+        """Pictures [E, height, width, 3]; raises `UserError` where the class draws none."""
+        if not hasattr(self._envs, "render"):
+            raise UserError(f"{self._name}: it cannot be drawn, as the class has no render().")
+        with self._failing("render"):
+            pictures = np.asarray(torch.as_tensor(self._envs.render()).cpu())
+        if pictures.shape[:1] + pictures.shape[3:] != (self.num_envs, 3):
+            expected = f"[{self.num_envs}, height, width, 3]"
+            raise UserError(f"{self._name}: render must give pictures {expected}, it gave {list(pictures.shape)}.")
+        return pictures.astype(np.uint8)
 
     @property
     def can_be_saved(self) -> bool:

@@ -1,0 +1,102 @@
+"""Films of a trained agent at play."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fasta2c.errors import UserError
+from fasta2c.evaluation import EvalResult, Games, make_eval_envs, play
+from fasta2c.policy import load_policy
+from fasta2c.run.film import Film, check_film, tiled
+from fasta2c.run.progress import Progress
+
+MOST_ENVS = 64
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A film, and the games it shows."""
+
+    path: Path
+    pictures: int
+    fps: float
+    result: EvalResult
+
+
+def record(
+    run_dir: str | Path,
+    out: str | Path,
+    *,
+    episodes: int = 1,
+    num_envs: int = 1,
+    checkpoint: str = "latest",
+    greedy: bool = False,
+    device: str = "auto",
+    seed: int | None = None,
+    fps: float | None = None,
+    captions: bool = True,
+    progress: bool = False,
+) -> Recording:
+    """Film whole games of a run's policy, as the real game shows them.
+
+    Args:
+        run_dir: a run directory, or a checkpoint file.
+        out: the film, `.mp4` or `.gif`; replaced when the new one is whole.
+        episodes: games to play.
+        num_envs: environments side by side that share them; one that has played its share stands still.
+        checkpoint: "latest", "best" or a file's path.
+        greedy: take the likeliest action instead of sampling.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        seed: of environments and sampling; the run's own unless given.
+        fps: env steps shown in a second; the game's own pace unless given.
+        captions: write score and step below each picture.
+        progress: show how many games have ended.
+
+    Raises:
+        UserError: no such run, a file that cannot be made, or an environment that cannot be drawn.
+        RunError: the film cannot be written to its end.
+    """
+    out = Path(out)
+    check_film(out)
+    if not 1 <= num_envs <= MOST_ENVS:
+        raise UserError(f"num_envs: {num_envs} is out of range; it must be from 1 to {MOST_ENVS}.")
+    if episodes < num_envs:
+        raise UserError(f"episodes: {episodes} for {num_envs} environments; each needs one to show.")
+    policy = load_policy(run_dir, checkpoint_name=checkpoint, device=device, seed=seed or 0)
+    envs = make_eval_envs(policy.config, num_envs, policy.device, seed, render=True)
+    try:
+        pace = fps or envs.fps
+        with (
+            Film(out, pace) as film,
+            Progress(episodes, description="playing", unit="episodes", quiet=not progress) as display,
+        ):
+            ended: list[float] = []
+            shown = np.zeros(0, np.uint8)
+
+            def show(score: float) -> None:
+                ended.append(score)
+                display.update(len(ended), sps=None, episode_return=float(np.mean(ended)))
+
+            texts = [""] * num_envs
+
+            def draw(games: Games) -> None:
+                nonlocal shown
+                pictures = envs.render()
+                if not len(shown):
+                    shown = pictures.copy()
+                shown[games.counted] = pictures[games.counted]
+                for e in np.flatnonzero(games.counted) if captions else ():
+                    texts[e] = f"score {_plain(games.scores[e])}   step {games.lengths[e]:,}"
+                film.add(tiled(shown, texts))
+
+            result = play(policy, envs, episodes, greedy=greedy, on_episode=show, on_row=draw)
+        return Recording(out, film.pictures, pace, result)
+    finally:
+        envs.close()
+
+
+def _plain(score: float) -> str:
+    return f"{score:,.0f}" if score == round(score) else f"{score:,.2f}"
