@@ -236,6 +236,18 @@ def test_resume_restores_parameters_optimizer_and_generator(tmp_path):
     assert after["collector"]["dropped"] == {"games": sum(n > 0 for n in lengths), "env_steps": sum(lengths)}
 
 
+def test_a_resumed_run_does_not_replay_the_old_games(tmp_path):
+    def seeds(trainer):
+        try:
+            return {seed for envs in trainer.parts.envs for seed in envs.seeds}
+        finally:
+            trainer.close()
+
+    first = train(config(tmp_path))
+    old, new = seeds(Trainer(config(tmp_path, "again"))), seeds(Trainer(TrainConfig(), first.run_dir))
+    assert len(old) == len(new) == 8 and not old & new
+
+
 @pytest.mark.parametrize("changed", [{"lr": 0.5}, {"num_envs": 4}, {"run_dir": Path("elsewhere")}, {"total_steps": 10}])
 def test_resume_refuses_what_would_change_the_learning(tmp_path, changed):
     first = train(config(tmp_path))

@@ -71,16 +71,16 @@ def test_environments_show_the_real_game(env, size, fps):
     envs = make_drawn_envs(resolve(env), 2, seeds=[1, 2], options={})
     try:
         envs.reset()
-        first = envs.render()
+        first, moved = envs.render(), False
         for _ in range(30):
             envs.step(np.stack([envs.action_space.sample() for _ in range(2)]))
-        later = envs.render()
+            moved |= not np.array_equal(first, envs.render())
         assert envs.fps == fps
     finally:
         envs.close()
     assert first.dtype == np.uint8 and first.shape[3] == 3 and first.shape[0] == 2
     assert first.shape[1:3] == size
-    assert first.std() > 3 and not np.array_equal(first[0], later[0])
+    assert first.std() > 3 and moved
 
 
 def has_egl():
