@@ -137,6 +137,8 @@ class TrainConfig:
     """Updates between evaluations during training; 0 makes none."""
     eval_episodes: Count = 10
     """Episodes of one evaluation during training."""
+    video_interval: Whole = 0
+    """Updates between films of a game (its first 1,000 steps) in TensorBoard; 0 makes none."""
     env_timeout: NonNegative = 300.0
     """Seconds that environments may take for a step before the run is ended; 0 waits for ever."""
     restart_envs: bool = False
@@ -189,7 +191,7 @@ class TrainConfig:
 
 # What --resume may change: nothing here alters what is learnt, except that a longer run stretches the schedules.
 RESUMABLE = frozenset(
-    {"total_steps", "target_return", "log_interval", "eval_interval", "eval_episodes", "quiet"}
+    {"total_steps", "target_return", "log_interval", "eval_interval", "eval_episodes", "video_interval", "quiet"}
     | {"device", "compile", "env_threads", "env_groups", "micro_batch", "reuse_forward"}
     | {"checkpoint_interval", "checkpoint_minutes", "on_nan", "env_timeout", "restart_envs"}
 )

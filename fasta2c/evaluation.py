@@ -5,7 +5,7 @@ Shapes: E environments.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -115,6 +115,24 @@ def make_eval_envs(
         timeout=config.env_timeout,
     )
     return VectorEnvs(made, device)
+
+
+def pictures(policy: Policy, envs: VectorEnvs, rows: int) -> Iterator[NDArray[np.uint8]]:
+    """What a game looks like [height, width, 3], from its start behind each step to its end, or for so many `rows`.
+
+    Args:
+        policy: who plays.
+        envs: a single environment that draws.
+        rows: the most steps.
+    """
+    observations, opens, over = envs.reset(), torch.ones(1, dtype=torch.bool), False
+    yield envs.render()[0]
+    for _ in range(rows):
+        observations, _, _, _, infos = envs.step(policy.act(observations, opens=opens))
+        yield envs.render()[0]
+        opens, over = infos["opens"], bool(infos["game_over"])
+        if over:
+            return
 
 
 def play(

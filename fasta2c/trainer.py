@@ -6,7 +6,7 @@ import contextlib
 import math
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from fasta2c.envs.ids import resolve
 from fasta2c.envs.make import VectorEnvs
 from fasta2c.envs.torch import TorchEnvs
 from fasta2c.errors import RunError, Stopped, UserError, is_out_of_memory, warn
-from fasta2c.evaluation import make_eval_envs, play
+from fasta2c.evaluation import make_eval_envs, pictures, play
 from fasta2c.graphs import warm_up_updates
 from fasta2c.learning.optim import load_optimizer_state, schedule
 from fasta2c.learning.tally import Tally
@@ -30,6 +30,7 @@ from fasta2c.policy import Policy, load_parameters, load_state
 from fasta2c.run import checkpoint, randomness
 from fasta2c.run.clock import Clock
 from fasta2c.run.directory import RunDirectory
+from fasta2c.run.film import check_ffmpeg, gif
 from fasta2c.run.metrics import MetricsLog
 from fasta2c.run.progress import Progress
 from fasta2c.run.provenance import commit, versions
@@ -40,6 +41,8 @@ from fasta2c.tune import tune
 
 # With --on-nan skip, so many updates in a row without one that could be applied end the run.
 SKIPS_IN_A_ROW = 10
+# Steps of a game that TensorBoard's films show at most: at 15 a second more than a minute of Atari.
+FILM_ROWS = 1000
 
 # What a checkpoint holds for --resume, beside what a policy is made of.
 _RESUMED = frozenset(
@@ -155,6 +158,9 @@ class Trainer:
             self.parts = assemble(config, envs, self.device)
         self.collector, self.learner, self.timer = self.parts.collector, self.parts.learner, self.parts.timer
 
+        if config.video_interval:
+            check_ffmpeg()
+            make_eval_envs(config, 1, self.device, render=True).close()  # or it says why it cannot be drawn
         try:
             checkpoint.serialise(self.collector.state_dict())
         except TypeError as error:
@@ -272,6 +278,8 @@ class Trainer:
             with timer("log"):
                 if config.eval_interval and self.update % config.eval_interval == 0:
                     self._eval_return = self._evaluate()
+                if config.video_interval and self.update % config.video_interval == 0:
+                    self._film()
                 if self.update % config.log_interval == 0:
                     self._log()
                 if self.update % config.checkpoint_interval == 0 or self._overdue:
@@ -384,10 +392,23 @@ class Trainer:
         self._logged = {"update": self.update, "env_steps": steps, "wall_seconds": now}
 
     def _evaluate(self) -> float:
-        self._eval_envs = envs = make_eval_envs(self.config, min(self.config.eval_episodes, 32), self.device)
-        try:
-            policy = Policy(self.parts.model, self.parts.envs[0].spec, self.config, self.device, seed=self.config.seed)
+        with self._eval_games(min(self.config.eval_episodes, 32)) as (policy, envs):
             return play(policy, envs, self.config.eval_episodes).mean_return
+
+    def _film(self) -> None:
+        with self._eval_games(1, render=True) as (policy, envs):
+            film = gif(pictures(policy, envs, FILM_ROWS), envs.fps)
+        self.log.add_film("episode/film", film, env_steps=self.env_steps)
+
+    @contextlib.contextmanager
+    def _eval_games(self, num_envs: int, *, render: bool = False) -> Iterator[tuple[Policy, VectorEnvs]]:
+        """Environments to play on beside the training, and who plays."""
+        self._eval_envs = envs = make_eval_envs(self.config, num_envs, self.device, render=render)
+        try:
+            yield (
+                Policy(self.parts.model, self.parts.envs[0].spec, self.config, self.device, seed=self.config.seed),
+                envs,
+            )
         finally:
             self._eval_envs = None
             envs.close()

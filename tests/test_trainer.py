@@ -1,6 +1,7 @@
 """Whole runs of the trainer on real environments: files, determinism, resume, faults."""
 
 import csv
+import io
 import json
 import math
 import multiprocessing
@@ -18,6 +19,8 @@ import pytest
 import torch
 import yaml
 from gymnasium.spaces import Box, Dict, Discrete
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fasta2c import TrainConfig, evaluate, load_policy
 from fasta2c.config import read_config
@@ -681,3 +684,25 @@ def test_what_the_last_observation_of_an_episode_says_is_not_learnt_from(tmp_pat
         for name, shown in (("odd", last), ("plain", "0"))
     )
     assert load(odd)["skipped"] == 0 and same_parameters(load(odd), load(plain))
+
+
+def test_films_of_the_games_are_in_tensorboard(tmp_path):
+    run = train(config(tmp_path, total_steps=640, video_interval=5)).run_dir
+    board = EventAccumulator(str(run), size_guidance={"images": 0}).Reload()
+    films = board.Images("episode/film")
+    assert len(films) == 2 and films[0].step < films[1].step
+    assert (films[0].height, films[0].width) == (400, 600)
+    with Image.open(io.BytesIO(films[1].encoded_image_string)) as film:
+        assert film.format == "GIF" and film.n_frames > 8
+        shown = []
+        for number in range(film.n_frames):
+            film.seek(number)
+            shown.append(np.asarray(film.convert("RGB")))
+    assert all(picture.std() > 10 for picture in shown)
+    assert sum(not np.array_equal(a, b) for a, b in zip(shown, shown[1:], strict=False)) > len(shown) / 2
+
+
+def test_a_film_of_what_cannot_be_drawn_is_refused_before_training(tmp_path):
+    with pytest.raises(UserError, match="Catch-v0: EnvPool cannot draw it"):
+        train(config(tmp_path, env="ToyText/Catch", video_interval=5))
+    assert not (tmp_path / "run").exists()

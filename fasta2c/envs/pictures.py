@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -131,11 +132,16 @@ def _refusal(env_id: EnvId, options: dict[str, Any]) -> str | None:
 
 def _refusal_elsewhere(env_id: EnvId, options: dict[str, Any], gl: str) -> str | None:
     """`_refusal` in a process of its own, with `gl` as MUJOCO_GL."""
+    return _asked_elsewhere(json.dumps({"env_id": asdict(env_id), "options": options}), gl)
+
+
+@functools.cache
+def _asked_elsewhere(asked: str, gl: str) -> str | None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **({"MUJOCO_GL": gl} if gl else {})}
-    asked = json.dumps({"env_id": asdict(env_id), "options": options})
     done = subprocess.run([sys.executable, "-c", _TRY, asked], env=environment, capture_output=True, check=False)
     if done.returncode:
-        return f"{env_id.backend_id}: MuJoCo finds no OpenGL to draw it with; install libEGL (Debian: libegl1)."
+        name = json.loads(asked)["env_id"]["backend_id"]
+        return f"{name}: MuJoCo finds no OpenGL to draw it with; install libEGL (Debian: libegl1)."
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -7,7 +7,8 @@ import importlib.util
 import math
 import os
 import stat
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -60,8 +61,23 @@ def check_film(path: Path) -> None:
             raise UserError(f"{path.parent} cannot be written; name another file.")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be written ({getattr(error, 'strerror', None) or error}).") from None
+    check_ffmpeg()
+
+
+def check_ffmpeg() -> None:
+    """Raise `UserError` where there is nothing to write films by."""
     if importlib.util.find_spec("imageio_ffmpeg") is None:
         raise UserError("films are written by imageio-ffmpeg: pip install 'fasta2c[video]'.")
+
+
+def gif(pictures: Iterable[NDArray[np.uint8]], fps: float) -> bytes:
+    """A GIF of pictures [height, width, 3]. Raises `RunError` where the disk refuses."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "film.gif")
+        with Film(path, fps) as film:
+            for picture in pictures:
+                film.add(picture)
+        return path.read_bytes()
 
 
 class Film:

@@ -7,6 +7,7 @@ import csv
 import io
 import math
 import os
+import struct
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -118,6 +119,15 @@ class MetricsLog:
     def add_text(self, tag: str, text: str) -> None:
         """Show `text` (Markdown) under `tag` in TensorBoard."""
         self._on_board(lambda board: board.add_text(tag, text))
+
+    def add_film(self, tag: str, gif: bytes, *, env_steps: int) -> None:
+        """Show a GIF under `tag` in TensorBoard, among its images."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        width, height = struct.unpack("<HH", gif[6:10])
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
+        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+        self._on_board(lambda board: board.file_writer.add_summary(summary, env_steps))
 
     def close(self) -> None:
         """Close both files; may be called twice."""
