@@ -5,10 +5,10 @@ Shapes: E environments.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from fasta2c.envs.pictures import make_drawn_envs
 from fasta2c.errors import UserError
 from fasta2c.policy import Policy, load_policy
 from fasta2c.run.progress import Progress
+from fasta2c.stats import bootstrap_interval
 
 # Evaluation draws its environments' seeds from a stream that no training run uses.
 _SEED_STREAM = 2**31
@@ -48,6 +49,9 @@ class EvalResult:
     max_return: float
     mean_length: float
     episodes: int
+    low_return: float | None
+    high_return: float | None
+    """The mean's 95 % bootstrap interval; None of a single game."""
 
 
 def evaluate(
@@ -59,6 +63,7 @@ def evaluate(
     device: str = "auto",
     seed: int | None = None,
     num_envs: int | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> EvalResult:
     """Play `episodes` games with the policy of a run.
@@ -71,17 +76,21 @@ def evaluate(
         device: "auto", "cpu", "cuda" or "cuda:N".
         seed: of environments and sampling; the run's own unless given.
         num_envs: environments that share the games; at most 32 unless given.
+        env_kwargs: options of the environment, laid over those that it was trained with.
         progress: show how many games have ended.
 
     Raises:
-        UserError: no such run, a checkpoint that cannot be used, or a count below 1.
+        UserError: no such run, a checkpoint that cannot be used, a count below 1, or options that the environment
+            does not take or that change what is observed.
     """
     for name, count in (("episodes", episodes), ("num_envs", num_envs)):
         if count is not None and count < 1:
             raise UserError(f"{name}: {count} is out of range; it must be at least 1.")
     policy = load_policy(run_dir, checkpoint_name=checkpoint, device=device, seed=seed or 0)
-    envs = make_eval_envs(policy.config, min(episodes, num_envs or 32), policy.device, seed)
+    envs = make_eval_envs(policy.config, min(episodes, num_envs or 32), policy.device, seed, env_kwargs=env_kwargs)
     try:
+        if not envs.spec.fits(policy.spec):
+            raise UserError("env_kwargs: the policy was trained with other observations or actions than these give.")
         with Progress(episodes, description="evaluating", unit="episodes", quiet=not progress) as display:
             ended: list[float] = []
 
@@ -95,13 +104,28 @@ def evaluate(
 
 
 def make_eval_envs(
-    config: TrainConfig, num_envs: int, device: torch.device, seed: int | None = None, *, render: bool = False
+    config: TrainConfig,
+    num_envs: int,
+    device: torch.device,
+    seed: int | None = None,
+    *,
+    env_kwargs: Mapping[str, Any] | None = None,
+    render: bool = False,
 ) -> VectorEnvs:
     """The run's environments without what only training wants (clipped rewards, lives as ends), freshly seeded.
 
-    With `render` they draw pictures, or it is a `UserError` that says why not.
+    Args:
+        config: of the run.
+        num_envs: E.
+        device: where their tensors are.
+        seed: of the environments; the run's own unless given.
+        env_kwargs: options laid over the run's.
+        render: they are to draw pictures.
+
+    Raises:
+        UserError: options that the environment does not take, or it cannot be drawn.
     """
-    options = {k: v for k, v in config.env_kwargs.items() if k not in TRAINING_ONLY}
+    options = {k: v for k, v in config.env_kwargs.items() if k not in TRAINING_ONLY} | dict(env_kwargs or {})
     seeds = spread_seeds(config.seed if seed is None else seed, num_envs, stream=_SEED_STREAM)
     threads = config.env_threads
     make = make_drawn_envs if render else make_host_envs
@@ -179,6 +203,7 @@ def play(
                 lengths.append(int(length_now[e]))
                 on_episode(scores[-1])
             score_now[e], length_now[e] = 0.0, 0
+    low, high = (float(bound) for bound in bootstrap_interval(scores))
     return EvalResult(
         mean_return=float(np.mean(scores)),
         std_return=float(np.std(scores)),
@@ -186,4 +211,6 @@ def play(
         max_return=max(scores),
         mean_length=float(np.mean(lengths)),
         episodes=len(scores),
+        low_return=low if len(scores) > 1 else None,
+        high_return=high if len(scores) > 1 else None,
     )

@@ -11,6 +11,7 @@ import json
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fasta2c.errors import UserError, did_you_mean
@@ -139,10 +140,22 @@ def _spelling(argument: Any) -> str:
 
 
 def _registry(env_kwargs: Mapping[str, Any]) -> ConstructorRegistry:
-    """tyro's rules for our types: a mapping is one JSON object, laid over `env_kwargs`."""
+    """tyro's rules for our types: a mapping is one JSON object, laid over `env_kwargs`; several paths are runs."""
     from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
     registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def run_directories(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[tuple[Path, ...]] | None:
+        if info.type != tuple[Path, ...]:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="RUN_DIR …",
+            instance_from_str=lambda tokens: tuple(map(Path, tokens)),
+            is_instance=lambda value: isinstance(value, tuple),
+            str_from_instance=lambda value: [str(path) for path in value],
+        )
 
     @registry.primitive_rule
     def json_object(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Any]] | None:

@@ -75,6 +75,8 @@ class Scores:
     max_return: float = 10.0
     mean_length: float = 9.5
     episodes: int = 2
+    low_return: float | None = 9.1
+    high_return: float | None = 9.9
 
 
 @pytest.fixture
@@ -83,6 +85,7 @@ def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, An
     module = types.ModuleType("fasta2c.evaluation")
     module.evaluate = lambda run_dir, **options: (calls.append((run_dir, options)), Scores())[1]  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "fasta2c.evaluation", module)
+    monkeypatch.setattr("fasta2c.run.checkpoint.resolve", lambda path, which: path)
     return calls
 
 
@@ -330,12 +333,37 @@ def test_a_bug_shows_its_traceback(trainer: Recorder, bug: Exception) -> None:
 def test_eval_passes_its_flags_on(evaluations: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["eval", "RUN"]) == 0
     defaults = {"episodes": 100, "checkpoint": "latest", "greedy": False, "device": "auto", "seed": None}
-    assert evaluations == [(Path("RUN"), {**defaults, "num_envs": None, "progress": True})]
-    assert "9.50 ± 0.50" in capsys.readouterr().out
-    flags = "--episodes 2 --greedy RUN --seed 3 --checkpoint best --num-envs 4 --quiet"
-    assert cli.main(["eval", *flags.split()]) == 0
+    assert evaluations == [(Path("RUN"), {**defaults, "num_envs": None, "env_kwargs": {}, "progress": True})]
+    out = capsys.readouterr().out
+    assert "9.50 ± 0.50" in out and "9.10 to 9.90 with 95 % confidence" in out
+    flags = "--episodes 2 --greedy RUN --seed 3 --checkpoint best --num-envs 4 --quiet --env-kwargs"
+    assert cli.main(["eval", *flags.split(), '{"frame_skip": 2}']) == 0
     given = {"episodes": 2, "checkpoint": "best", "greedy": True, "device": "auto", "seed": 3, "num_envs": 4}
-    assert evaluations[1] == (Path("RUN"), {**given, "progress": False})
+    assert evaluations[1] == (Path("RUN"), {**given, "env_kwargs": {"frame_skip": 2}, "progress": False})
+
+
+def test_eval_of_several_runs_is_a_table_or_a_list(evaluations: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["eval", "RUN", "OTHER/RUN", "--quiet"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split()[:3] == ["run", "mean", "return"] and [line.split()[0] for line in lines] == ["RUN", "OTHER/RUN"]
+    assert lines[0].split()[1:5] == ["9.50", "9.10", "to", "9.90"] and len({len(line) for line in lines}) == 1
+    assert cli.main(["eval", "RUN", "OTHER/RUN", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == [{"run_dir": name, **dataclasses.asdict(Scores())} for name in ("RUN", "OTHER/RUN")]
+    assert [call[0] for call in evaluations] == 2 * [Path("RUN"), Path("OTHER/RUN")]
+
+
+def test_a_mistake_in_the_last_run_shows_before_the_first_has_played(
+    evaluations: list[Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def only_run(path: Path, which: str) -> Path:
+        if path != Path("RUN"):
+            raise UserError(f"{path} does not exist.")
+        return path
+
+    monkeypatch.setattr("fasta2c.run.checkpoint.resolve", only_run)
+    assert cli.main(["eval", "RUN", "NONE"]) == 2
+    assert one_line(capsys) == "NONE does not exist." and not evaluations
 
 
 def test_eval_json_is_one_object(evaluations: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -350,7 +378,7 @@ def test_eval_json_is_one_object(evaluations: list[Any], capsys: pytest.CaptureF
     [
         ("", "RUN_DIR is missing"),
         ("--episodes 5", "RUN_DIR is missing"),
-        ("A B", "unexpected argument 'B'"),
+        ("A --env-kwargs 3", "--env-kwargs: '3' is not a JSON object"),
         ("A --episodes 0", "--episodes: 0 is out of range"),
         ("A --num-envs -3", "--num-envs: -3 is out of range"),
         ("A --seed -1", "--seed: -1 is out of range"),

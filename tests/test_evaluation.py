@@ -84,6 +84,47 @@ def test_evaluation_is_reproducible_and_seeded(tmp_path):
     assert evaluate(run.run_dir, episodes=3, checkpoint="best", greedy=True).episodes == 3
 
 
+def test_the_interval_is_of_the_mean(tmp_path):
+    result = play(Idle(), Games(), 8)
+    assert 10 < result.low_return < result.mean_return < result.high_return < 40
+    assert play(Idle(), Games(), 1).low_return is None
+
+
+def test_options_are_laid_over_those_of_the_run(tmp_path):
+    kwargs = {"max_episode_steps": 30}
+    run = train(
+        TrainConfig(
+            env="MountainCar-v0",
+            num_envs=4,
+            num_steps=4,
+            total_steps=64,
+            env_kwargs=kwargs,
+            run_dir=tmp_path / "run",
+            quiet=True,
+        )
+    ).run_dir
+    assert evaluate(run, episodes=2).mean_length == 30
+    assert evaluate(run, episodes=2, env_kwargs={"max_episode_steps": 12}).mean_length == 12
+    with pytest.raises(UserError, match="env_kwargs.max_steps: MountainCar-v0 has no such option"):
+        evaluate(run, episodes=2, env_kwargs={"max_steps": 12})
+
+
+def test_options_that_change_what_is_observed_are_refused(tmp_path):
+    run = train(
+        TrainConfig(
+            env="Atari/Pong",
+            num_envs=1,
+            num_steps=2,
+            total_steps=2,
+            run_dir=tmp_path / "run",
+            quiet=True,
+            encoder="small-cnn",
+        )
+    ).run_dir
+    with pytest.raises(UserError, match="env_kwargs: the policy was trained with other observations or actions"):
+        evaluate(run, episodes=1, env_kwargs={"img_height": 64})
+
+
 def test_a_count_below_one_is_refused(tmp_path):
     with pytest.raises(UserError, match="at least 1"):
         evaluate(tmp_path, episodes=0)

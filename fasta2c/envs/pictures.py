@@ -12,7 +12,6 @@ from dataclasses import asdict
 from typing import Any
 
 import gymnasium
-import numpy as np
 import torch
 
 from fasta2c.envs.base import HostEnvs
@@ -20,7 +19,6 @@ from fasta2c.envs.ids import EnvId, load_opengl
 from fasta2c.envs.make import CPU, look_up_spec, make_host_envs
 from fasta2c.envs.torch import TorchEnvs
 from fasta2c.errors import UserError
-from fasta2c.spaces import Continuous, EnvSpec
 
 # Families that MuJoCo draws, which ends the process where it finds no OpenGL: one of its own must try first.
 _OPENGL = frozenset({"MuJoCo", "DMC", "MetaWorld", "MyoSuite", "Playground", "Robotics"})
@@ -83,7 +81,7 @@ def _stand_in(env_id: EnvId, options: dict[str, Any], reason: str) -> EnvId:
                 break
     if refusal is not None:
         raise UserError(f"{reason} Gymnasium's does not stand in: {refusal}")
-    if not _alike(look_up_spec(env_id, options), look_up_spec(stand_in, options)):
+    if not look_up_spec(stand_in, options).fits(look_up_spec(env_id, options)):
         raise UserError(f"{reason} Gymnasium's does not stand in, as it has other spaces.")
     return stand_in
 
@@ -96,16 +94,6 @@ def _take_gl(gl: str) -> None:
     """Let Gymnasium's MuJoCo draw by `gl` unless the user has chosen; it looks when it draws its first picture."""
     os.environ.setdefault("MUJOCO_GL", gl)
     os.environ.setdefault("EGL_PLATFORM", "surfaceless")
-
-
-def _alike(ours: EnvSpec, theirs: EnvSpec) -> bool:
-    """Whether what one observes and takes is what the other does."""
-    if [leaf.shape for leaf in ours.leaves] != [leaf.shape for leaf in theirs.leaves]:
-        return False
-    if not isinstance(ours.actions, Continuous) or not isinstance(theirs.actions, Continuous):
-        return ours.actions == theirs.actions
-    our_bounds, their_bounds = (np.array([a.low, a.high]) for a in (ours.actions, theirs.actions))
-    return our_bounds.shape == their_bounds.shape and np.allclose(our_bounds, their_bounds)  # one may be rounded
 
 
 def _refusal_of(env_id: EnvId, options: dict[str, Any]) -> str | None:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import gymnasium
+import numpy as np
 
 from fasta2c.spaces.actions import Actions, Choices, Continuous, action_spec, mask_of
 from fasta2c.spaces.layout import Layout
@@ -45,6 +46,15 @@ class EnvSpec:
     def mask(self) -> int | None:
         """Which leaf says what actions are legal."""
         return mask_of(self.frame_leaves, self.actions)
+
+    def fits(self, other: EnvSpec) -> bool:
+        """Whether a network for `other` environments can play these: as many numbers in, the same actions out."""
+        if [leaf.shape for leaf in self.leaves] != [leaf.shape for leaf in other.leaves]:
+            return False
+        if not isinstance(self.actions, Continuous) or not isinstance(other.actions, Continuous):
+            return self.actions == other.actions
+        ours, theirs = (np.array([actions.low, actions.high]) for actions in (self.actions, other.actions))
+        return ours.shape == theirs.shape and np.allclose(ours, theirs)  # one backend may have rounded them
 
     def to_plain(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
