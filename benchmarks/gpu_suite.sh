@@ -44,7 +44,7 @@ PY
 pong() {
     local began=$SECONDS
     echo "== pong"
-    timeout --signal=TERM --kill-after=20 100 "$python" -m fasta2c train --env Atari/Pong --num-envs 128 --target-return 18 \
+    timeout --signal=TERM --kill-after=20 100 "$python" -m fasta2c train --env Atari/Pong --num-envs 128 --stop-at-return 18 \
         --run-dir "$scratch/pong"
     [[ $? =~ ^(0|124)$ && -s $scratch/pong/summary.json ]] || failed+=(pong)
     cp "$scratch/pong/summary.json" "$out/pong_training.json"

@@ -115,7 +115,7 @@ def main() -> int:
     parser.add_argument("--first-seed", type=int, default=0, help="another seed to begin with")
     parser.add_argument("--budget", type=float, help="minutes; what has not ended then is saved, and goes on next time")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on its share of the cores")
-    parser.add_argument("--flags", default="", help="of fasta2c train, such as '--num-envs 256 --target-return 18'")
+    parser.add_argument("--flags", default="", help="of fasta2c train, such as '--num-envs 256 --stop-at-return 18'")
     parser.add_argument("--episodes", type=int, default=100, help="games an agent is judged by")
     parser.add_argument("--runs", type=Path, default=Path("runs/scores"), help="where the runs are kept")
     parser.add_argument("--results", type=Path, default=FOLDER / "results", help="where scores and curves are kept")

@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 if TYPE_CHECKING:
+    from fasta2c.callbacks import Callback
     from fasta2c.config import TrainConfig
     from fasta2c.envs.make import make_envs
     from fasta2c.evaluation import evaluate
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
     from fasta2c.trainer import TrainResult, train
 
 __version__ = "0.1.0"
-__all__ = ["TrainConfig", "TrainResult", "evaluate", "load_policy", "make_envs", "train"]
+__all__ = ["Callback", "TrainConfig", "TrainResult", "evaluate", "load_policy", "make_envs", "train"]
 
 # Imported on first use: torch and EnvPool take seconds, which `fasta2c --help` should not.
 _HOME = {
+    "Callback": "fasta2c.callbacks",
     "TrainConfig": "fasta2c.config",
     "TrainResult": "fasta2c.trainer",
     "evaluate": "fasta2c.evaluation",

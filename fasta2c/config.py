@@ -37,7 +37,7 @@ class TrainConfig:
     """T: rows of one rollout; an update is made of T x E samples."""
     total_steps: Annotated[int, Range(1, 2**53)] = 1_000_000
     """Length of the run in env steps (reset rows do not count)."""
-    target_return: Finite | None = None
+    stop_at_return: Finite | None = None
     """End the run once the last 100 episodes average this; without, total_steps alone do."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Seed of environments, parameters and sampling."""
@@ -191,7 +191,7 @@ class TrainConfig:
 
 # What --resume may change: nothing here alters what is learnt, except that a longer run stretches the schedules.
 RESUMABLE = frozenset(
-    {"total_steps", "target_return", "log_interval", "eval_interval", "eval_episodes", "video_interval", "quiet"}
+    {"total_steps", "stop_at_return", "log_interval", "eval_interval", "eval_episodes", "video_interval", "quiet"}
     | {"device", "compile", "env_threads", "env_groups", "micro_batch", "reuse_forward"}
     | {"checkpoint_interval", "checkpoint_minutes", "on_nan", "env_timeout", "restart_envs"}
 )

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from fasta2c import accel
+from fasta2c.callbacks import Callback
 from fasta2c.config import TrainConfig, check_resumable, from_plain, load_preset, to_plain
 from fasta2c.envs.base import HostEnvs
 from fasta2c.envs.ids import resolve
@@ -84,10 +85,13 @@ class TrainResult:
     """The highest mean over 100 games seen; what best.pt holds."""
 
 
-def train(config: TrainConfig, *, resume: str | Path | None = None) -> TrainResult:
+def train(config: TrainConfig, *, resume: str | Path | None = None, callbacks: Sequence[Callback] = ()) -> TrainResult:
     """Train an agent; with `resume`, go on where the run in that directory was saved.
 
-    Fields of `config` that were not given take the environment's preset, or the resumed run's values.
+    Args:
+        config: fields that were not given take the environment's preset, or the resumed run's values.
+        resume: run directory to go on with.
+        callbacks: told what happens.
 
     Raises:
         UserError: bad input; nothing has been written.
@@ -99,7 +103,7 @@ def train(config: TrainConfig, *, resume: str | Path | None = None) -> TrainResu
         config = config.with_preset(load_preset(env_id.family, env_id.name))
         if config.num_envs == "auto":
             config = _tuned(config)
-    trainer = Trainer(config, Path(resume) if resume is not None else None)
+    trainer = Trainer(config, Path(resume) if resume is not None else None, callbacks)
     try:
         return trainer.run()
     finally:
@@ -123,7 +127,9 @@ def _tuned(config: TrainConfig) -> TrainConfig:
 class Trainer:
     """Everything a run is made of, built from its configuration or from its last checkpoint."""
 
-    def __init__(self, config: TrainConfig, resume: Path | None = None) -> None:
+    def __init__(self, config: TrainConfig, resume: Path | None = None, callbacks: Sequence[Callback] = ()) -> None:
+        self._callbacks = callbacks
+        self._stopping = False
         with ExitStack() as resources:
             self._build(config, resume, resources)
             self._resources = resources.pop_all()
@@ -223,6 +229,25 @@ class Trainer:
         """Valid rows so far, the run's earlier sessions included."""
         return self.collector.env_steps
 
+    @property
+    def mean_return(self) -> float | None:
+        """Over the last 100 games; None before the first has ended."""
+        return self.collector.episodes.mean_return
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the run's files are."""
+        return self.directory.path
+
+    @property
+    def policy(self) -> Policy:
+        """The policy as it is now; it goes on learning."""
+        return Policy(self.parts.model, self.parts.envs[0].spec, self.config, self.device, seed=self.config.seed)
+
+    def stop(self) -> None:
+        """End the run behind this update, as if its budget were spent."""
+        self._stopping = True
+
     def run(self) -> TrainResult:
         """Train until `total_steps`; the run directory is whole however this ends."""
         status = "failed"
@@ -250,13 +275,13 @@ class Trainer:
             folder = shlex.quote(str(self.directory.path))
             raise Stopped(signals.received, f"go on with: fasta2c train --resume {folder}")
         return TrainResult(
-            run_dir=self.directory.path,
+            run_dir=self.run_dir,
             env_steps=self.env_steps,
             updates=self.update,
             episodes=self.collector.episodes.count,
             wall_seconds=self.clock.wall_seconds,
             sps=self.sps,
-            mean_return=self.collector.episodes.mean_return,
+            mean_return=self.mean_return,
             warm_up_seconds=self.clock.warm_up_seconds,
             time_report=self.time_report,
             best_return=self.best_return,
@@ -268,7 +293,7 @@ class Trainer:
         for note in self._notes:
             progress.say(note)
         warm_update = self.update + warm_up_updates(self.device)
-        while self.env_steps < config.total_steps and not self._reached and signals.received is None:
+        while not self._done and signals.received is None:
             fraction = self.env_steps / config.total_steps
             rollout = collector.collect()
             with timer("update"):
@@ -276,6 +301,7 @@ class Trainer:
             if self.update == warm_update:
                 self.clock.end_warm_up(update=self.update, env_steps=self.env_steps)
             with timer("log"):
+                self._tell_callbacks()
                 if config.eval_interval and self.update % config.eval_interval == 0:
                     self._eval_return = self._evaluate()
                 if config.video_interval and self.update % config.video_interval == 0:
@@ -304,10 +330,11 @@ class Trainer:
         return self._restarts_before + sum(envs.restarts for envs in self.parts.envs)
 
     @property
-    def _reached(self) -> bool:
-        """Whether the games of late are as good as was asked for."""
-        target, episodes = self.config.target_return, self.collector.episodes
-        return target is not None and episodes.full and (episodes.mean_return or 0.0) >= target
+    def _done(self) -> bool:
+        """Whether the budget is spent, the games of late are as good as was asked for, or somebody said so."""
+        target, episodes = self.config.stop_at_return, self.collector.episodes
+        reached = target is not None and episodes.full and (episodes.mean_return or 0.0) >= target
+        return self._stopping or reached or self.env_steps >= self.config.total_steps
 
     @property
     def _overdue(self) -> bool:
@@ -343,6 +370,12 @@ class Trainer:
         self._tally.add(metrics)
         if self.device.type == "cpu":  # elsewhere whoever asks waits: see _log
             self._check_numbers()
+
+    def _tell_callbacks(self) -> None:
+        for callback in self._callbacks:
+            for game in self.collector.ended:
+                callback.on_episode_end(self, game)
+            callback.on_update(self)
 
     def _check_numbers(self) -> None:
         """Tell of numbers that were not finite, and stop where the run is to."""
@@ -405,10 +438,7 @@ class Trainer:
         """Environments to play on beside the training, and who plays."""
         self._eval_envs = envs = make_eval_envs(self.config, num_envs, self.device, render=render)
         try:
-            yield (
-                Policy(self.parts.model, self.parts.envs[0].spec, self.config, self.device, seed=self.config.seed),
-                envs,
-            )
+            yield self.policy, envs
         finally:
             self._eval_envs = None
             envs.close()
@@ -427,6 +457,8 @@ class Trainer:
         self._check_numbers()
         checkpoint.save(self.directory, self._state(), env_steps=self.env_steps)
         self._saved_at = time.monotonic()
+        for callback in self._callbacks:
+            callback.on_checkpoint(self, self.directory.latest)
 
     def _save_best(self) -> None:
         self.best_return = self.collector.episodes.mean_return
@@ -462,7 +494,7 @@ class Trainer:
             "episodes": self.collector.episodes.count,
             "wall_seconds": self.clock.wall_seconds,
             "sps": self.sps,
-            "mean_return": self.collector.episodes.mean_return,
+            "mean_return": self.mean_return,
             "best_return": self.best_return,
             "skipped_updates": self._skipped,
             "dropped": self.collector.dropped,

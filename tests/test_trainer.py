@@ -174,11 +174,11 @@ def test_deterministic_runs_refuse_what_is_not(tmp_path, monkeypatch):
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_a_target_return_ends_the_run_once_a_hundred_games_reach_it(tmp_path):
-    result = train(config(tmp_path, total_steps=1_000_000, target_return=15.0))  # random play scores 22
+def test_a_stop_at_return_ends_the_run_once_a_hundred_games_reach_it(tmp_path):
+    result = train(config(tmp_path, total_steps=1_000_000, stop_at_return=15.0))  # random play scores 22
     assert result.mean_return >= 15 and 100 <= result.episodes < 130 and result.env_steps < 10_000
     assert json.loads((result.run_dir / "summary.json").read_text())["status"] == "done"
-    further = train(TrainConfig(target_return=100.0, total_steps=1_000_000), resume=result.run_dir)
+    further = train(TrainConfig(stop_at_return=100.0, total_steps=1_000_000), resume=result.run_dir)
     assert further.mean_return >= 100 and result.env_steps < further.env_steps < 1_000_000
 
 

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+class Game(NamedTuple):
+    """A game that has ended."""
+
+    env: int
+    """Which of the E environments played it."""
+    score: float
+    """The sum of the game's own rewards."""
+    length: int
+    """In env steps."""
 
 
 class EpisodeStatistics:
@@ -32,12 +43,8 @@ class EpisodeStatistics:
         scores: NDArray[np.float32],
         game_over: NDArray[np.bool_],
         envs: slice = slice(None),
-    ) -> list[tuple[int, float, int]]:
-        """Take in these fields of one row of the environments `envs`.
-
-        Returns:
-            (environment, return, length in env steps) of each game that ended on it.
-        """
+    ) -> list[Game]:
+        """Take in these fields of one row of the environments `envs`; returns the games that ended on it."""
         returns, lengths = self._returns[envs], self._lengths[envs]
         returns += np.where(valid, scores, 0.0)
         lengths += valid
@@ -45,8 +52,8 @@ class EpisodeStatistics:
         if not len(ended):
             return []
         first = envs.start or 0
-        games = [(first + int(e), float(returns[e]), int(lengths[e])) for e in ended]
-        self._finished.extend((score, length) for _, score, length in games)
+        games = [Game(first + int(e), float(returns[e]), int(lengths[e])) for e in ended]
+        self._finished.extend((game.score, game.length) for game in games)
         self.count += len(games)
         returns[ended] = 0.0
         lengths[ended] = 0

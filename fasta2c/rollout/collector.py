@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fasta2c import accel
 from fasta2c.envs.base import HostEnvs
-from fasta2c.envs.episodes import EpisodeStatistics
+from fasta2c.envs.episodes import EpisodeStatistics, Game
 from fasta2c.envs.torch import TensorRow, TorchEnvs
 from fasta2c.errors import UserError
 from fasta2c.graphs import Graphs
@@ -94,6 +94,8 @@ class Collector:
         self._sde_rows = range(0, buffer.num_steps, sde_interval or buffer.num_steps)
         self._exploration = distribution.explore(buffer.num_envs, generator)
         self.episodes = EpisodeStatistics(buffer.num_envs)
+        self.ended: list[Game] = []
+        """Games that ended in the last rollout."""
         self.env_steps = 0
         """Valid rows of all rollouts so far; a resumed run sets what it begins with."""
         self.dropped = {"games": 0, "env_steps": 0}
@@ -107,6 +109,7 @@ class Collector:
         buffer, timer = self._buffer, self._timer
         buffer.carry_over()
         buffer.forwards.clear()
+        self.ended.clear()
         for t in range(buffer.num_steps):
             if self._exploration is not None and t in self._sde_rows:
                 drawn = self._distribution.explore(buffer.num_envs, self._generator)
@@ -184,7 +187,7 @@ class Collector:
 
     def _count(self, valid: NDArray[Any], scores: NDArray[Any], game_over: NDArray[Any], columns: slice) -> None:
         self.env_steps += int(np.count_nonzero(valid))
-        self.episodes.update(valid, scores, game_over, columns)
+        self.ended += self.episodes.update(valid, scores, game_over, columns)
 
     def _count_on_device(self) -> None:
         """Count a rollout of rows that were never on the host, which the device is waited for."""
