@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import fasta2c
 from fasta2c.config import TrainConfig, from_plain, load_preset, read_config
@@ -340,6 +340,39 @@ def _play(argv: list[str]) -> None:
     print(f"film         {film.path}, {film.pictures / film.fps:,.1f} s at {film.fps:g} env steps per second")
 
 
+# --- plot
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PlotFlags:
+    """Draw learning curves: return and episode length; seeds of one setting become a mean with a 95 % band."""
+
+    run_dir: tuple[Path, ...]
+    """Run directories, or folders that hold some."""
+    out: Path = Path("plot")
+    """The plot: a .png, .svg or .pdf file; without an ending both a .png and an .svg."""
+    x: Literal["env-steps", "wall-time"] = "env-steps"
+    """What to draw over."""
+    smoothing: float = 0.05
+    """Share of the x axis that is averaged over; 0 for none."""
+
+    def __post_init__(self) -> None:
+        _check_ranges(self, {"smoothing": Range(0, 1)})
+
+
+def _plot(argv: list[str]) -> None:
+    """Draw learning curves of runs."""
+    given = scan(argv, _PlotFlags)
+    with errors_named({name: g.flag for name, g in given.items()}):
+        flags = parse(_PlotFlags, "plot", argv, given)
+        if not flags.run_dir:
+            raise UserError("RUN_DIR is missing; see fasta2c plot --help.")
+        from fasta2c.tools.plot import plot
+
+        for file in plot(flags.run_dir, flags.out, x=flags.x, smoothing=flags.smoothing):
+            print(file)
+
+
 # --- envs
 
 
@@ -375,4 +408,10 @@ def _envs(argv: list[str]) -> None:
         print(json.dumps([dataclasses.asdict(entry) for entry in found], indent=1))
 
 
-VERBS: dict[str, Callable[[list[str]], None]] = {"train": _train, "eval": _eval, "play": _play, "envs": _envs}
+VERBS: dict[str, Callable[[list[str]], None]] = {
+    "train": _train,
+    "eval": _eval,
+    "play": _play,
+    "plot": _plot,
+    "envs": _envs,
+}

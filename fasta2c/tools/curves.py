@@ -1,0 +1,179 @@
+"""Learning curves of runs: read, put together by what they differ in, and brought to means with bands."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fasta2c.config import PROVENANCE, RESUMABLE, read_yaml
+from fasta2c.errors import UserError
+from fasta2c.run.directory import RunDirectory
+from fasta2c.stats import bootstrap_interval, interquartile_mean, mean
+
+AXES = {"env-steps": "env_steps", "wall-time": "wall_seconds"}
+METRICS = {"return": "episode_return_mean", "episode length": "episode_length_mean"}
+# Points of a curve that is a mean of several, or smoothed.
+POINTS = 400
+# What tells two runs of one setting apart, or changes nothing of what is learnt.
+_NO_SETTING = ({"env", "seed", "run_dir", "init_from"} | RESUMABLE | PROVENANCE) - {"total_steps"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's metrics: columns [rows], NaN where a row has none."""
+
+    path: Path
+    config: dict[str, Any]
+    """As its file has it, of whatever version."""
+    columns: dict[str, NDArray[np.float64]]
+
+    def curve(self, axis: str, metric: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Where there are numbers: x and y [points], x rising."""
+        x, y = self.columns[AXES[axis]], self.columns[METRICS[metric]]
+        there = np.isfinite(x) & np.isfinite(y)
+        return x[there], y[there]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one environment that differ in nothing but their seeds."""
+
+    env: str
+    setting: dict[str, Any]
+    runs: list[Run]
+
+
+@dataclass(frozen=True)
+class Band:
+    """A mean over runs, smoothed, and where it lies with 95 % confidence [points]; NaN bounds of a single run."""
+
+    x: NDArray[np.float64]
+    middle: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+def find_runs(paths: Iterable[Path]) -> list[Run]:
+    """The runs at `paths`, and those in folders of runs, each once.
+
+    Raises:
+        UserError: a path where no run is, or a run that has nothing to show yet.
+    """
+    found: dict[Path, Run] = {}
+    for path in paths:
+        folders = [path]
+        if path.is_dir() and not (path / "config.yaml").is_file():
+            folders = sorted(
+                file.parent for file in path.rglob("config.yaml") if (file.parent / "metrics.csv").exists()
+            )
+        for folder in folders or [path]:
+            found.setdefault(folder.resolve(), _read(RunDirectory.open(folder, lock=False)))
+    return list(found.values())
+
+
+def _read(directory: RunDirectory) -> Run:
+    config = read_yaml(directory.config_file)
+    if missing := {"env", "seed"} - config.keys():
+        raise UserError(f"{directory.config_file} lacks {' and '.join(sorted(missing))}; give the folder of a run.")
+    needed = [*AXES.values(), *METRICS.values()]
+    try:
+        with directory.metrics_file.open(newline="", encoding="utf-8", errors="replace") as file:
+            rows = [[_number(row.get(name)) for name in needed] for row in csv.DictReader(file)]
+    except OSError as error:
+        raise UserError(f"{directory.metrics_file} cannot be read ({error.strerror}).") from None
+    table = np.array(rows, dtype=np.float64).reshape(-1, len(needed))
+    if not np.isfinite(table[:, needed.index("episode_return_mean")]).any():
+        raise UserError(f"{directory.path} has nothing to show yet: no episode has ended when it was last logged.")
+    return Run(directory.path, config, dict(zip(needed, table.T, strict=True)))
+
+
+def _number(cell: str | None) -> float:
+    try:
+        return float(cell or "nan")
+    except ValueError:
+        return math.nan
+
+
+def group_runs(runs: Iterable[Run]) -> list[Group]:
+    """Runs by environment and setting, in the order they came."""
+    groups: dict[tuple[str, str], Group] = {}
+    for run in runs:
+        setting = {name: value for name, value in run.config.items() if name not in _NO_SETTING}
+        key = str(run.config["env"]), repr(sorted(setting.items()))
+        groups.setdefault(key, Group(key[0], setting, [])).runs.append(run)
+    return list(groups.values())
+
+
+def names_of(groups: Sequence[Group]) -> list[str]:
+    """What each group's setting has that not all have, within environments: `lr 0.001, num_envs 16`; empty of equals.
+
+    Presets make settings differ from one environment to the next; that is not told.
+    """
+    telling: list[str] = []
+    for env in dict.fromkeys(group.env for group in groups):
+        settings = [group.setting for group in groups if group.env == env]
+        known = {name: None for setting in settings for name in setting}
+        telling += [name for name in known if any(s.get(name) != settings[0].get(name) for s in settings)]
+    told = list(dict.fromkeys(telling))
+    return [", ".join(f"{name} {_shown(group.setting.get(name))}" for name in told) for group in groups]
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def band(
+    curves: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]], *, smoothing: float, iqm: bool = False
+) -> Band:
+    """The mean of `curves` where all of them are, or their interquartile mean.
+
+    Args:
+        curves: x and y of each, x rising.
+        smoothing: share of the x axis that is averaged over; 0 leaves curves as they are.
+        iqm: interquartile mean instead.
+    """
+    start, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
+    grid = np.linspace(start, max(start, end), POINTS)
+    smooth = np.stack([_smoothed(np.interp(grid, x, y), round(smoothing * POINTS)) for x, y in curves])
+    statistic = interquartile_mean if iqm else mean
+    low, high = bootstrap_interval(smooth, statistic)
+    return Band(grid, statistic(smooth), low, high)
+
+
+def _smoothed(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """Means over `window` neighbours on both sides together; fewer at the ends, as many on each side."""
+    half = window // 2
+    if not half:
+        return values
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    reach = np.minimum(np.minimum(index, len(values) - 1 - index), half)
+    return (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
+
+
+def scaled_to_budget(groups: Sequence[Group]) -> dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]]:
+    """By name of the setting, curves of all tasks made comparable; only settings that have more than one task.
+
+    x is the share of the longest run of the task, y the return between the least (0) and the greatest (1) of the task.
+    """
+    curves: dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
+    tasks: dict[str, set[str]] = {}
+    for env in dict.fromkeys(group.env for group in groups):
+        these = [
+            (group, run.curve("env-steps", "return")) for group in groups if group.env == env for run in group.runs
+        ]
+        longest = max(x[-1] for _, (x, _) in these)
+        low, high = min(y.min() for _, (_, y) in these), max(y.max() for _, (_, y) in these)
+        names = dict(zip(map(id, groups), names_of(groups), strict=True))
+        for group, (x, y) in these:
+            name = names[id(group)]
+            curves.setdefault(name, []).append((x / longest, (y - low) / max(high - low, 1e-12)))
+            tasks.setdefault(name, set()).add(env)
+    return {name: found for name, found in curves.items() if len(tasks[name]) > 1}
