@@ -137,6 +137,8 @@ class TrainConfig:
     """Updates between evaluations during training; 0 makes none."""
     eval_episodes: Count = 10
     """Episodes of one evaluation during training."""
+    histogram_interval: Whole = 0
+    """Updates between histograms of all parameters in TensorBoard; 0 makes none."""
     video_interval: Whole = 0
     """Updates between films of a game (its first 1,000 steps) in TensorBoard; 0 makes none."""
     env_timeout: NonNegative = 300.0
@@ -191,7 +193,8 @@ class TrainConfig:
 
 # What --resume may change: nothing here alters what is learnt, except that a longer run stretches the schedules.
 RESUMABLE = frozenset(
-    {"total_steps", "stop_at_return", "log_interval", "eval_interval", "eval_episodes", "video_interval", "quiet"}
+    {"total_steps", "stop_at_return", "log_interval", "eval_interval", "eval_episodes", "quiet"}
+    | {"histogram_interval", "video_interval"}
     | {"device", "compile", "env_threads", "env_groups", "micro_batch", "reuse_forward"}
     | {"checkpoint_interval", "checkpoint_minutes", "on_nan", "env_timeout", "restart_envs"}
 )

@@ -198,6 +198,7 @@ class Trainer:
         self.directory.write_config({**plain, "versions": versions(), "commit": commit()})
         self.log = MetricsLog(self.directory.path, resume_at=self.env_steps if state else None)
         resources.callback(self.log.close)
+        self.log.add_config(plain)
 
     def _restore(self, state: dict[str, Any], source: Path) -> None:
         """Go on from what `_state` told, read from `source`."""
@@ -304,6 +305,9 @@ class Trainer:
                 self._tell_callbacks()
                 if config.eval_interval and self.update % config.eval_interval == 0:
                     self._eval_return = self._evaluate()
+                if config.histogram_interval and self.update % config.histogram_interval == 0:
+                    named = [(f"parameters/{name}", x) for name, x in self.parts.model.named_parameters()]
+                    self.log.add_histograms(named, env_steps=self.env_steps)
                 if config.video_interval and self.update % config.video_interval == 0:
                     self._film()
                 if self.update % config.log_interval == 0:

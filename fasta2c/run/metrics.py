@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import json
 import math
 import os
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from fasta2c.config import RESUMABLE
 from fasta2c.errors import warn
 from fasta2c.run.directory import write_atomically
 
@@ -40,6 +44,9 @@ TAGS: Mapping[str, str | None] = {
     "update_fraction": "time/update_fraction",
     "skipped_updates": "optim/skipped_updates",
 }
+
+# What TensorBoard's HParams compares runs by.
+OUTCOMES = ("episode/return_mean", "episode/best_return", "time/sps")
 
 # TensorBoard's custom scalars: category, chart, tags.
 LAYOUT: Mapping[str, Mapping[str, list[str]]] = {
@@ -113,6 +120,31 @@ class MetricsLog:
                 if tag is not None and column in known:
                     board.add_scalar(tag, float(known[column]), env_steps)
             board.flush()
+
+        self._on_board(add)
+
+    def add_config(self, values: Mapping[str, Any]) -> None:
+        """Show the configuration's plain `values` as text, and what decides what is learnt in TensorBoard's HParams."""
+        from torch.utils.tensorboard.summary import hparams
+
+        learnt = {k: v for k, v in values.items() if k not in RESUMABLE}
+        shown = {k: v if isinstance(v, bool | int | float | str) else json.dumps(v) for k, v in learnt.items()}
+        experiment, start, _ = hparams(shown, dict.fromkeys(OUTCOMES, 0.0))
+
+        def add(board: Any) -> None:
+            lines = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True).splitlines()
+            board.add_text("config", "\n".join(f"    {line}" for line in lines))
+            board.file_writer.add_summary(experiment)
+            board.file_writer.add_summary(start)
+
+        self._on_board(add)
+
+    def add_histograms(self, tensors: Iterable[tuple[str, Any]], *, env_steps: int) -> None:
+        """Show how the numbers of named tensors are spread; waits for the device."""
+
+        def add(board: Any) -> None:
+            for name, tensor in tensors:
+                board.add_histogram(name, tensor, env_steps)
 
         self._on_board(add)
 
