@@ -147,6 +147,8 @@ class TrainConfig:
     """Make a Gymnasium environment that raises, dies or hangs anew, its game lost, rather than end the run."""
     on_nan: Literal["stop", "skip"] = "stop"
     """On a reward, observation, loss or gradient that is NaN or infinite: stop, or leave that update out and go on."""
+    wandb: bool = False
+    """Send what TensorBoard gets to Weights & Biases as well (pip install wandb)."""
     quiet: bool = False
     """Show no progress."""
 
@@ -194,7 +196,7 @@ class TrainConfig:
 # What --resume may change: nothing here alters what is learnt, except that a longer run stretches the schedules.
 RESUMABLE = frozenset(
     {"total_steps", "stop_at_return", "log_interval", "eval_interval", "eval_episodes", "quiet"}
-    | {"histogram_interval", "video_interval"}
+    | {"histogram_interval", "video_interval", "wandb"}
     | {"device", "compile", "env_threads", "env_groups", "micro_batch", "reuse_forward"}
     | {"checkpoint_interval", "checkpoint_minutes", "on_nan", "env_timeout", "restart_envs"}
 )

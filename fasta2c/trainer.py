@@ -28,7 +28,7 @@ from fasta2c.learning.optim import load_optimizer_state, schedule
 from fasta2c.learning.tally import Tally
 from fasta2c.parts import assemble, make_envs
 from fasta2c.policy import Policy, load_parameters, load_state
-from fasta2c.run import checkpoint, randomness
+from fasta2c.run import checkpoint, randomness, wandb
 from fasta2c.run.clock import Clock
 from fasta2c.run.directory import RunDirectory
 from fasta2c.run.film import check_ffmpeg, gif
@@ -164,6 +164,8 @@ class Trainer:
             self.parts = assemble(config, envs, self.device)
         self.collector, self.learner, self.timer = self.parts.collector, self.parts.learner, self.parts.timer
 
+        if config.wandb:
+            wandb.check()
         if config.video_interval:
             check_ffmpeg()
             make_eval_envs(config, 1, self.device, render=True).close()  # or it says why it cannot be drawn
@@ -195,6 +197,8 @@ class Trainer:
             self.directory = RunDirectory.create(config.run_dir, env=config.env, seed=config.seed)
             resources.callback(self.directory.close)
         plain = {k: v for k, v in to_plain(config).items() if k not in ("run_dir", "init_from")}
+        if config.wandb:
+            resources.callback(wandb.sync(self.directory.path, plain))
         self.directory.write_config({**plain, "versions": versions(), "commit": commit()})
         self.log = MetricsLog(self.directory.path, resume_at=self.env_steps if state else None)
         resources.callback(self.log.close)

@@ -107,7 +107,7 @@ def test_files_that_cannot_be_are_refused_before_anything_is_played(tmp_path, na
 
 
 def test_without_ffmpeg_it_is_said_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(film.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(UserError, match=r"pip install 'fasta2c\[video\]'"):
         check_film(tmp_path / "a.mp4")
 
