@@ -158,13 +158,16 @@ def _registry(env_kwargs: Mapping[str, Any]) -> ConstructorRegistry:
         )
 
     @registry.primitive_rule
-    def json_object(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Any]] | None:
+    def options(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Any]] | None:
         if typing.get_origin(info.type) is not dict:
             return None
         return PrimitiveConstructorSpec(
             nargs=1,
             metavar="JSON",
-            instance_from_str=lambda tokens: {**env_kwargs, **_json_object(tokens[0])},
+            instance_from_str=lambda tokens: {
+                **env_kwargs,
+                **json_object(tokens[0], "env_kwargs", '{"frame_skip": 4}'),
+            },
             is_instance=lambda value: isinstance(value, dict),
             str_from_instance=lambda value: [json.dumps(value, default=str)],
         )
@@ -172,15 +175,16 @@ def _registry(env_kwargs: Mapping[str, Any]) -> ConstructorRegistry:
     return registry
 
 
-def _json_object(text: str) -> dict[str, Any]:
-    example = """write a JSON object such as '{"frame_skip": 4}'"""
+def json_object(text: str, name: str, example: str) -> dict[str, Any]:
+    """The JSON object in the value of the flag for `name`; raises `UserError`, with an `example`, where it is none."""
+    advice = f"write a JSON object such as '{example}'"
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         where = f" ({error.msg} at character {error.pos + 1})" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"env_kwargs: {_short(text)} is not JSON{where}; {example}.") from None
+        raise UserError(f"{name}: {_short(text)} is not JSON{where}; {advice}.") from None
     if not isinstance(value, dict):
-        raise UserError(f"env_kwargs: {_short(text)} is not a JSON object; {example}.")
+        raise UserError(f"{name}: {_short(text)} is not a JSON object; {advice}.")
     return value
 
 

@@ -413,7 +413,7 @@ def test_overview_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "said"),
     [
         (["trian"], "unknown verb 'trian'. Did you mean train?"),
-        (["日本"], "unknown verb '日本'. Use train or eval or play or plot or envs."),
+        (["日本"], "unknown verb '日本'. Use train or eval or play or plot or sweep or envs."),
         ([""], "unknown verb ''"),
         (["--num-envs", "8"], "--num-envs comes before the verb"),
     ],
