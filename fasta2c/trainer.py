@@ -6,7 +6,7 @@ import contextlib
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +19,8 @@ from fasta2c.callbacks import Callback
 from fasta2c.config import TrainConfig, check_resumable, from_plain, load_preset, to_plain
 from fasta2c.envs.base import HostEnvs
 from fasta2c.envs.ids import resolve
-from fasta2c.envs.make import VectorEnvs
 from fasta2c.envs.torch import TorchEnvs
 from fasta2c.errors import RunError, Stopped, UserError, is_out_of_memory, warn
-from fasta2c.evaluation import make_eval_envs, pictures, play
 from fasta2c.graphs import warm_up_updates
 from fasta2c.learning.optim import load_optimizer_state, schedule
 from fasta2c.learning.tally import Tally
@@ -31,19 +29,17 @@ from fasta2c.policy import Policy, load_parameters, load_state
 from fasta2c.run import checkpoint, randomness, wandb
 from fasta2c.run.clock import Clock
 from fasta2c.run.directory import RunDirectory
-from fasta2c.run.film import check_ffmpeg, gif
 from fasta2c.run.metrics import MetricsLog
 from fasta2c.run.progress import Progress
 from fasta2c.run.provenance import commit, versions
 from fasta2c.run.report import TimeReport
 from fasta2c.run.signals import SignalWatch
 from fasta2c.run.watchdog import Watchdog
+from fasta2c.sideshow import Sideshow
 from fasta2c.tune import tune
 
 # With --on-nan skip, so many updates in a row without one that could be applied end the run.
 SKIPS_IN_A_ROW = 10
-# Steps of a game that TensorBoard's films show at most: at 15 a second more than a minute of Atari.
-FILM_ROWS = 1000
 
 # What a checkpoint holds for --resume, beside what a policy is made of.
 _RESUMED = frozenset(
@@ -166,9 +162,7 @@ class Trainer:
 
         if config.wandb:
             wandb.check()
-        if config.video_interval:
-            check_ffmpeg()
-            make_eval_envs(config, 1, self.device, render=True).close()  # or it says why it cannot be drawn
+        self._sideshow = Sideshow(config, self.device, lambda: self.policy)
         try:
             checkpoint.serialise(self.collector.state_dict())
         except TypeError as error:
@@ -181,7 +175,6 @@ class Trainer:
         self._skipped = 0
         self._logged = {"update": 0, "env_steps": 0, "wall_seconds": 0.0}
         self._eval_return: float | None = None
-        self._eval_envs: VectorEnvs | None = None
         self._notes = [self.parts.note] if self.parts.note else []
         if state is not None:
             self._restore(state, file)
@@ -308,12 +301,12 @@ class Trainer:
             with timer("log"):
                 self._tell_callbacks()
                 if config.eval_interval and self.update % config.eval_interval == 0:
-                    self._eval_return = self._evaluate()
+                    self._eval_return = self._sideshow.evaluate()
                 if config.histogram_interval and self.update % config.histogram_interval == 0:
                     named = [(f"parameters/{name}", x) for name, x in self.parts.model.named_parameters()]
                     self.log.add_histograms(named, env_steps=self.env_steps)
                 if config.video_interval and self.update % config.video_interval == 0:
-                    self._film()
+                    self.log.add_film("episode/film", self._sideshow.film(), env_steps=self.env_steps)
                 if self.update % config.log_interval == 0:
                     self._log()
                 if self.update % config.checkpoint_interval == 0 or self._overdue:
@@ -327,8 +320,8 @@ class Trainer:
 
     def _waiting(self) -> tuple[float, ...] | None:
         """What is equal as long as one and the same row of environments is waited for."""
-        if self._eval_envs is not None:
-            return (self._eval_envs.rows,)
+        if self._sideshow.rows is not None:
+            return (self._sideshow.rows,)
         since = self.timer.since("env")
         return None if since is None else (since, self.env_restarts)
 
@@ -431,25 +424,6 @@ class Trainer:
         )
         self._eval_return = None
         self._logged = {"update": self.update, "env_steps": steps, "wall_seconds": now}
-
-    def _evaluate(self) -> float:
-        with self._eval_games(min(self.config.eval_episodes, 32)) as (policy, envs):
-            return play(policy, envs, self.config.eval_episodes).mean_return
-
-    def _film(self) -> None:
-        with self._eval_games(1, render=True) as (policy, envs):
-            film = gif(pictures(policy, envs, FILM_ROWS), envs.fps)
-        self.log.add_film("episode/film", film, env_steps=self.env_steps)
-
-    @contextlib.contextmanager
-    def _eval_games(self, num_envs: int, *, render: bool = False) -> Iterator[tuple[Policy, VectorEnvs]]:
-        """Environments to play on beside the training, and who plays."""
-        self._eval_envs = envs = make_eval_envs(self.config, num_envs, self.device, render=render)
-        try:
-            yield self.policy, envs
-        finally:
-            self._eval_envs = None
-            envs.close()
 
     def _finish(self) -> None:
         """The last row and the last checkpoint of a session."""

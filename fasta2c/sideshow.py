@@ -1,0 +1,65 @@
+"""Games that are played beside the training: evaluations, and films for TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from fasta2c.config import TrainConfig
+from fasta2c.envs.make import VectorEnvs
+from fasta2c.evaluation import make_eval_envs, pictures, play
+from fasta2c.policy import Policy
+from fasta2c.run.film import check_ffmpeg, gif
+
+# Steps of a game that a film shows at most: more than a minute of Atari.
+FILM_ROWS = 1000
+# Environments that share the games of an evaluation at most.
+MOST_ENVS = 32
+
+
+class Sideshow:
+    """Plays with a policy that goes on learning elsewhere.
+
+    Args:
+        config: of the run.
+        device: where the policy is.
+        policy: as it is now.
+
+    Raises:
+        UserError: films are asked for, and the environment cannot be drawn or nothing writes them.
+    """
+
+    def __init__(self, config: TrainConfig, device: torch.device, policy: Callable[[], Policy]) -> None:
+        self._config = config
+        self._device = device
+        self._policy = policy
+        self._envs: VectorEnvs | None = None
+        if config.video_interval:
+            check_ffmpeg()
+            make_eval_envs(config, 1, device, render=True).close()
+
+    @property
+    def rows(self) -> int | None:
+        """Steps so far of the games being played; None while there are none."""
+        return None if self._envs is None else self._envs.rows
+
+    def evaluate(self) -> float:
+        """The mean score of `eval_episodes` whole games."""
+        with self._games(min(self._config.eval_episodes, MOST_ENVS)) as envs:
+            return play(self._policy(), envs, self._config.eval_episodes).mean_return
+
+    def film(self) -> bytes:
+        """A game, or the first part of a long one, as a GIF."""
+        with self._games(1, render=True) as envs:
+            return gif(pictures(self._policy(), envs, FILM_ROWS), envs.fps)
+
+    @contextmanager
+    def _games(self, num_envs: int, *, render: bool = False) -> Iterator[VectorEnvs]:
+        self._envs = envs = make_eval_envs(self._config, num_envs, self._device, render=render)
+        try:
+            yield envs
+        finally:
+            self._envs = None
+            envs.close()
