@@ -201,6 +201,9 @@ RESUMABLE = frozenset(
     | {"checkpoint_interval", "checkpoint_minutes", "on_nan", "env_timeout", "restart_envs"}
 )
 
+# What was called otherwise when older runs were saved.
+RENAMED = {"target_return": "stop_at_return"}
+
 # What a run's config.yaml holds beside the configuration.
 PROVENANCE = frozenset({"versions", "commit"})
 
@@ -242,6 +245,7 @@ def from_plain(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     hints = _hints()
     arguments: dict[str, Any] = {}
     for key, value in values.items():
+        key = RENAMED.get(key, key)
         if key not in hints:
             raise UserError(f"{source}: unknown key {key!r}.{did_you_mean(str(key), hints)}")
         value = convert(value, hints[key])

@@ -9,6 +9,7 @@ import torch
 
 from fasta2c.config import TrainConfig
 from fasta2c.envs.make import VectorEnvs
+from fasta2c.errors import Fasta2cError, warn
 from fasta2c.evaluation import make_eval_envs, pictures, play
 from fasta2c.policy import Policy
 from fasta2c.run.film import check_ffmpeg, gif
@@ -36,9 +37,12 @@ class Sideshow:
         self._device = device
         self._policy = policy
         self._envs: VectorEnvs | None = None
+        self._warned = False
         if config.video_interval:
             check_ffmpeg()
-            make_eval_envs(config, 1, device, render=True).close()
+            with self._games(1, render=True) as envs:
+                envs.reset()
+                envs.render()
 
     @property
     def rows(self) -> int | None:
@@ -50,10 +54,16 @@ class Sideshow:
         with self._games(min(self._config.eval_episodes, MOST_ENVS)) as envs:
             return play(self._policy(), envs, self._config.eval_episodes).mean_return
 
-    def film(self) -> bytes:
-        """A game, or the first part of a long one, as a GIF."""
-        with self._games(1, render=True) as envs:
-            return gif(pictures(self._policy(), envs, FILM_ROWS), envs.fps)
+    def film(self) -> bytes | None:
+        """A game, or the first part of a long one, as a GIF; None where that fails, which does not end the run."""
+        try:
+            with self._games(1, render=True) as envs:
+                return gif(pictures(self._policy(), envs, FILM_ROWS), envs.fps)
+        except (Fasta2cError, OSError) as error:
+            if not self._warned:
+                warn(f"no film could be made ({error}); the run goes on.")
+            self._warned = True
+            return None
 
     @contextmanager
     def _games(self, num_envs: int, *, render: bool = False) -> Iterator[VectorEnvs]:

@@ -5,7 +5,7 @@ After Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistica
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,13 +32,20 @@ def interquartile_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def bootstrap_interval(
-    values: ArrayLike, statistic: Statistic = mean, *, resamples: int = RESAMPLES, level: float = LEVEL
+    values: ArrayLike,
+    statistic: Statistic = mean,
+    *,
+    strata: Sequence[str] | None = None,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Bounds between which `statistic` lies with probability `level`, by the percentiles of bootstrap resamples.
 
     Args:
         values: [n, ...] independent along the first axis, such as the scores of n games or the curves of n runs.
         statistic: from [n, ...] to [...].
+        strata: which stratum (task) each of the n is of; each is resampled by itself, so that the interval tells how
+            much runs differ, not tasks.
         resamples: how many samples of n are drawn, with replacement, always the same.
         level: of confidence.
 
@@ -50,6 +57,13 @@ def bootstrap_interval(
         unknown = np.full(array.shape[1:], np.nan)
         return unknown, unknown
     random = np.random.default_rng(0)
-    drawn = np.stack([statistic(array[random.integers(len(array), size=len(array))]) for _ in range(resamples)])
+    labels = np.zeros(len(array)) if strata is None else np.unique(strata, return_inverse=True)[1]
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    drawn = np.stack(
+        [
+            statistic(array[np.concatenate([own[random.integers(len(own), size=len(own))] for own in members])])
+            for _ in range(resamples)
+        ]
+    )
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return low, high

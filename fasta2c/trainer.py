@@ -300,16 +300,16 @@ class Trainer:
                 self.clock.end_warm_up(update=self.update, env_steps=self.env_steps)
             with timer("log"):
                 self._tell_callbacks()
-                if config.eval_interval and self.update % config.eval_interval == 0:
+                if self._due(config.eval_interval):
                     self._eval_return = self._sideshow.evaluate()
-                if config.histogram_interval and self.update % config.histogram_interval == 0:
+                if self._due(config.histogram_interval):
                     named = [(f"parameters/{name}", x) for name, x in self.parts.model.named_parameters()]
                     self.log.add_histograms(named, env_steps=self.env_steps)
-                if config.video_interval and self.update % config.video_interval == 0:
-                    self.log.add_film("episode/film", self._sideshow.film(), env_steps=self.env_steps)
-                if self.update % config.log_interval == 0:
+                if self._due(config.video_interval) and (film := self._sideshow.film()) is not None:
+                    self.log.add_film("episode/film", film, env_steps=self.env_steps)
+                if self._due(config.log_interval):
                     self._log()
-                if self.update % config.checkpoint_interval == 0 or self._overdue:
+                if self._due(config.checkpoint_interval) or self._overdue:
                     self._save()
                 progress.update(self.env_steps, sps=self.sps, episode_return=collector.episodes.mean_return)
 
@@ -336,6 +336,10 @@ class Trainer:
         target, episodes = self.config.stop_at_return, self.collector.episodes
         reached = target is not None and episodes.full and (episodes.mean_return or 0.0) >= target
         return self._stopping or reached or self.env_steps >= self.config.total_steps
+
+    def _due(self, interval: int) -> bool:
+        """Whether so many updates have been made, once or several times; never of 0."""
+        return interval > 0 and self.update % interval == 0
 
     @property
     def _overdue(self) -> bool:

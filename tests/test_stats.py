@@ -48,6 +48,16 @@ def test_the_interval_holds_what_it_promises():
     assert 0.90 <= held / 300 <= 0.98
 
 
+def test_strata_are_resampled_apart():
+    """Two tasks whose runs agree: nothing is unsure but which tasks these are, which is not asked."""
+    values, tasks = [0.2] * 5 + [0.9] * 5, ["A"] * 5 + ["B"] * 5
+    assert bootstrap_interval(values, interquartile_mean, strata=tasks) == (0.55, 0.55)
+    low, high = bootstrap_interval(values, interquartile_mean)
+    assert low < 0.3 and high > 0.8
+    low, high = bootstrap_interval([0.0, 1.0, 5.0], mean, strata=["A", "A", "B"])
+    assert (low, high) == (5 / 3, 7 / 3), "a single run of a task is always drawn"
+
+
 def test_the_interval_of_one_is_unknown_and_of_equals_a_point():
     assert np.isnan(bootstrap_interval([3.0])).all()
     assert bootstrap_interval([3.0] * 9) == (3.0, 3.0)

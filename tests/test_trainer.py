@@ -702,7 +702,23 @@ def test_films_of_the_games_are_in_tensorboard(tmp_path):
     assert sum(not np.array_equal(a, b) for a, b in zip(shown, shown[1:], strict=False)) > len(shown) / 2
 
 
-def test_a_film_of_what_cannot_be_drawn_is_refused_before_training(tmp_path):
-    with pytest.raises(UserError, match="Catch-v0: EnvPool cannot draw it"):
-        train(config(tmp_path, env="ToyText/Catch", video_interval=5))
+@pytest.mark.parametrize(
+    ("env", "told"), [("ToyText/Catch", "EnvPool cannot draw it"), ("torch:walks:Walk", "it cannot be drawn")]
+)
+def test_a_film_of_what_cannot_be_drawn_is_refused_before_training(tmp_path, monkeypatch, env, told):
+    monkeypatch.setitem(sys.modules, "walks", types.SimpleNamespace(Walk=Walk))
+    with pytest.raises(UserError, match=told):
+        train(config(tmp_path, env=env, video_interval=5))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_film_that_fails_later_warns_once_and_the_run_goes_on(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise RunError("a.gif cannot be written (No space left on device)")
+
+    monkeypatch.setattr("fasta2c.sideshow.gif", full)
+    assert train(config(tmp_path, total_steps=1000, video_interval=5)).env_steps >= 1000
+    told = capsys.readouterr().err.splitlines()
+    assert told == [
+        "fasta2c: warning: no film could be made (a.gif cannot be written (No space left on device)); the run goes on."
+    ]

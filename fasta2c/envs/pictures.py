@@ -137,4 +137,8 @@ def tell_refusal(asked: str) -> None:
     """Print, as JSON, why the environment `asked` for (JSON) draws no picture, or null."""
     load_opengl()
     values = json.loads(asked)
-    print(json.dumps(_refusal(EnvId(**values["env_id"]), values["options"])))
+    try:
+        refusal = _refusal(EnvId(**values["env_id"]), values["options"])
+    except UserError as error:  # it cannot even be made
+        refusal = str(error)
+    print(json.dumps(refusal))

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fasta2c.config import PROVENANCE, RESUMABLE, read_yaml
-from fasta2c.errors import UserError
+from fasta2c.config import PROVENANCE, RENAMED, RESUMABLE, read_yaml
+from fasta2c.errors import UserError, warn
 from fasta2c.run.directory import RunDirectory
 from fasta2c.stats import bootstrap_interval, interquartile_mean, mean
 
@@ -64,22 +64,31 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
     """The runs at `paths`, and those in folders of runs, each once.
 
     Raises:
-        UserError: a path where no run is, or a run that has nothing to show yet.
+        UserError: a path where no run is, or a run that has nothing to show yet (in a folder of others it is left out,
+            with a warning).
     """
     found: dict[Path, Run] = {}
     for path in paths:
-        folders = [path]
+        folders = []
         if path.is_dir() and not (path / "config.yaml").is_file():
             folders = sorted(
                 file.parent for file in path.rglob("config.yaml") if (file.parent / "metrics.csv").exists()
             )
         for folder in folders or [path]:
-            found.setdefault(folder.resolve(), _read(RunDirectory.open(folder, lock=False)))
+            try:
+                found.setdefault(folder.resolve(), _read(RunDirectory.open(folder, lock=False)))
+            except UserError as error:
+                if not folders:  # asked for by name
+                    raise
+                refusal = error
+                warn(f"left out: {error}")
+    if not found:
+        raise refusal
     return list(found.values())
 
 
 def _read(directory: RunDirectory) -> Run:
-    config = read_yaml(directory.config_file)
+    config = {RENAMED.get(name, name): value for name, value in read_yaml(directory.config_file).items()}
     if missing := {"env", "seed"} - config.keys():
         raise UserError(f"{directory.config_file} lacks {' and '.join(sorted(missing))}; give the folder of a run.")
     needed = [*AXES.values(), *METRICS.values()]
@@ -130,20 +139,23 @@ def _shown(value: Any) -> str:
 
 
 def band(
-    curves: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]], *, smoothing: float, iqm: bool = False
+    curves: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
+    *,
+    smoothing: float,
+    tasks: Sequence[str] | None = None,
 ) -> Band:
-    """The mean of `curves` where all of them are, or their interquartile mean.
+    """The mean of `curves` where all of them are; of several tasks their interquartile mean.
 
     Args:
         curves: x and y of each, x rising.
         smoothing: share of the x axis that is averaged over; 0 leaves curves as they are.
-        iqm: interquartile mean instead.
+        tasks: which task each is of, if there are several.
     """
     start, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
     grid = np.linspace(start, max(start, end), POINTS)
     smooth = np.stack([_smoothed(np.interp(grid, x, y), round(smoothing * POINTS)) for x, y in curves])
-    statistic = interquartile_mean if iqm else mean
-    low, high = bootstrap_interval(smooth, statistic)
+    statistic = interquartile_mean if tasks else mean
+    low, high = bootstrap_interval(smooth, statistic, strata=tasks)
     return Band(grid, statistic(smooth), low, high)
 
 
@@ -158,13 +170,15 @@ def _smoothed(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
     return (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
 
 
-def scaled_to_budget(groups: Sequence[Group]) -> dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]]:
-    """By name of the setting, curves of all tasks made comparable; only settings that have more than one task.
+def scaled_to_budget(
+    groups: Sequence[Group],
+) -> dict[str, tuple[list[tuple[NDArray[np.float64], NDArray[np.float64]]], list[str]]]:
+    """By name of the setting, curves of all tasks made comparable, and their tasks; settings of one task are left out.
 
     x is the share of the longest run of the task, y the return between the least (0) and the greatest (1) of the task.
     """
     curves: dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
-    tasks: dict[str, set[str]] = {}
+    tasks: dict[str, list[str]] = {}
     for env in dict.fromkeys(group.env for group in groups):
         these = [
             (group, run.curve("env-steps", "return")) for group in groups if group.env == env for run in group.runs
@@ -175,5 +189,5 @@ def scaled_to_budget(groups: Sequence[Group]) -> dict[str, list[tuple[NDArray[np
         for group, (x, y) in these:
             name = names[id(group)]
             curves.setdefault(name, []).append((x / longest, (y - low) / max(high - low, 1e-12)))
-            tasks.setdefault(name, set()).add(env)
-    return {name: found for name, found in curves.items() if len(tasks[name]) > 1}
+            tasks.setdefault(name, []).append(env)
+    return {name: (found, tasks[name]) for name, found in curves.items() if len(set(tasks[name])) > 1}

@@ -48,8 +48,8 @@ def plot(
     """
     files = _files(Path(out))
     groups = group_runs(find_runs(map(Path, run_dirs)))
-    if len(groups) > MOST_GROUPS:
-        raise UserError(f"{len(groups)} settings are more than the {MOST_GROUPS} that can be told apart; plot fewer.")
+    if (count := len(set(names_of(groups)))) > MOST_GROUPS:
+        raise UserError(f"{count} settings are more than the {MOST_GROUPS} that can be told apart; plot fewer.")
     figure = _draw(groups, x, smoothing)
     for file in files:
         temporary = temporary_beside(file)
@@ -123,8 +123,9 @@ def looks(count: int) -> list[tuple[str, Any]]:
 
 
 def _label(name: str, group: Group) -> str:
-    count = len(group.runs)
-    who = f"{count} seeds" if count > 1 else f"seed {group.runs[0].config['seed']}"
+    seeds = [run.config["seed"] for run in group.runs]
+    kind = "seeds" if len(set(seeds)) == len(seeds) else "runs"
+    who = f"{len(seeds)} {kind}" if len(seeds) > 1 else f"seed {seeds[0]}"
     return f"{name} ({who})" if name else who
 
 
@@ -145,10 +146,10 @@ def _draw_band(panel: Any, mean: Band, look: dict[str, Any], label: str) -> None
 
 
 def _draw_together(panel: Any, curves: dict[str, Any], smoothing: float, look_of: dict[str, dict[str, Any]]) -> None:
-    for name, found in curves.items():
+    for name, (found, tasks) in curves.items():
         _draw_band(
             panel,
-            band(found, smoothing=smoothing, iqm=True),
+            band(found, smoothing=smoothing, tasks=tasks),
             look_of[name],
             f"{name} ({len(found)} runs)" if name else f"{len(found)} runs",
         )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import fcntl
-import functools
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -14,7 +15,9 @@ import re
 import shutil
 import socket
 import statistics
-from collections.abc import Mapping, Sequence
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,7 +27,7 @@ import yaml
 from fasta2c.callbacks import Callback
 from fasta2c.config import TrainConfig, from_plain, load_preset, to_dict, to_plain
 from fasta2c.envs.ids import resolve
-from fasta2c.errors import RunError, Stopped, UserError, did_you_mean
+from fasta2c.errors import RunError, UserError, did_you_mean
 from fasta2c.run.directory import write_atomically
 from fasta2c.run.progress import Progress
 from fasta2c.tools.plot import plot
@@ -55,6 +58,8 @@ class Trial:
     state: str
     """complete, pruned (given up) or fail."""
     runs: list[Path]
+    failure: str = ""
+    """Why it failed."""
 
     @property
     def mean(self) -> float:
@@ -64,7 +69,9 @@ class Trial:
     def __str__(self) -> str:
         told = ", ".join(f"{name} {value}" for name, value in self.values.items())
         spread = f" ± {statistics.stdev(self.scores):,.2f}" if len(self.scores) > 1 else ""
-        return f"{self.mean:,.2f}{spread}  {told}" + ("" if self.state == "complete" else f"  ({self.state})")
+        if self.state == "fail":
+            return f"failed  {told}: {self.failure}"
+        return f"{self.mean:,.2f}{spread}  {told}" + ("  (given up)" if self.state == "pruned" else "")
 
 
 def sweep(
@@ -105,6 +112,8 @@ def sweep(
     if not seeds or len(set(seeds)) < len(seeds):
         raise UserError("seeds: at least one is needed, and none twice.")
     _check_space(space, config, sampler)
+    if config.num_envs == "auto":
+        raise UserError("num_envs: auto would choose anew for each run; give a number.")
     if sampler == "grid":
         size = math.prod(len(values) for values in space.values())
         trials = min(trials or size, size)
@@ -112,22 +121,17 @@ def sweep(
         raise UserError(f"trials: {sampler} has no end; say how many settings it is to try.")
     folder = Path(folder)
     about = {"config": _shared(config), "space": dict(space), "seeds": list(seeds), "sampler": sampler}
-    study = _open(folder, about, prune)
-    _retry_interrupted(study)
-    with Progress(trials, description="sweep", unit="settings", quiet=config.quiet) as progress:
-
-        def count(study: optuna.Study, last: FrozenTrial | None) -> None:
-            ended = _ended(study)
-            if last is not None and last.number in {trial.number for trial in ended}:
-                progress.say(str(_told(last, folder)))
-            progress.update(len(ended), sps=None)
-            if len(ended) >= trials:
-                study.stop()
-
-        progress.say(f"{config.env}: {trials} settings with {len(seeds)} seeds each, in {folder}")
-        if len(_ended(study)) < trials:
-            objective = functools.partial(_try, config=config, space=space, seeds=seeds, folder=folder, prune=prune)
-            study.optimize(objective, callbacks=[count], catch=(RunError,))
+    with (
+        _worker(folder, about) as worker,
+        Progress(trials, description="sweep", unit="settings", quiet=config.quiet) as shown,
+    ):
+        study = _study(folder, about, prune)
+        shown.say(f"{config.env}: {trials} settings with {len(seeds)} seeds each, in {folder}")
+        shown.update(len(_ended(study)))
+        while (trial := _next(study, about, folder, worker, trials)) is not None:
+            _run(study, trial, config, seeds, folder, prune)
+            shown.say(str(_told(study.trials[trial.number], folder)))
+            shown.update(len(_ended(study)))
     return _conclude(study, config, folder)
 
 
@@ -164,125 +168,150 @@ def _shared(config: TrainConfig) -> dict[str, Any]:
     return {name: value for name, value in to_plain(config).items() if name not in ("seed", "run_dir", "quiet")}
 
 
-def _open(folder: Path, about: dict[str, Any], prune: bool) -> optuna.Study:
-    """The study in `folder`, begun or gone on with."""
-    import optuna
+@contextlib.contextmanager
+def _worker(folder: Path, about: dict[str, Any]) -> Iterator[str]:
+    """The name of this process among those at work in `folder`, which is begun where it is new.
 
-    file = folder / "sweep.yaml"
+    Whoever is at work holds a lock on a file of its name, which the system takes from the dead.
+    """
+    name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:
-        if folder.is_dir() and any(folder.iterdir()) and not file.exists():
+        if folder.is_dir() and not (folder / "workers").exists() and any(folder.iterdir()):
             raise UserError(f"{folder} is not empty and holds no sweep; choose a new folder.")
-        folder.mkdir(parents=True, exist_ok=True)
-        if not file.exists():
-            write_atomically(file, yaml.safe_dump(about, sort_keys=False).encode())
+        (folder / "workers").mkdir(parents=True, exist_ok=True)
+        with _lock(folder / ".lock"):
+            file = folder / "sweep.yaml"
+            if not file.exists():
+                write_atomically(file, yaml.safe_dump(about, sort_keys=False).encode())
+            before = yaml.safe_load(file.read_text())
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror or error}); choose another folder.") from None
-    before = yaml.safe_load(file.read_text())
     changed = [name for name in about if before.get(name) != yaml.safe_load(yaml.safe_dump(about[name]))]
     if changed:
         raise UserError(f"{folder} holds a sweep with another {' and '.join(changed)}; choose a new folder.")
-    space = {name: [json.dumps(value) for value in values] for name, values in about["space"].items()}
-    samplers = {
-        "grid": lambda: optuna.samplers.GridSampler(space, seed=0),
-        "random": lambda: optuna.samplers.RandomSampler(),
-        "tpe": lambda: optuna.samplers.TPESampler(constant_liar=True),
-    }
+    with _lock(folder / "workers" / name):
+        yield name
+    (folder / "workers" / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Inside, nobody else holds the lock on `path`."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _is_at_work(folder: Path, worker: str) -> bool:
+    try:
+        with (folder / "workers" / worker).open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
+def _study(folder: Path, about: dict[str, Any], prune: bool) -> optuna.Study:
+    import optuna
+
     median = optuna.pruners.MedianPruner(n_startup_trials=WARM_UP_TRIALS, n_warmup_steps=WARM_UP_REPORTS)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of several that make the tables at once, all but one fail
+    tpe = about["sampler"] == "tpe"
+    with _lock(folder / ".lock"):  # of several that make the tables at once, all but one fail
         return optuna.create_study(
             storage=f"sqlite:///{folder.resolve() / 'study.db'}",
             study_name="sweep",
             load_if_exists=True,
             direction="maximize",
-            sampler=samplers[about["sampler"]](),
+            # What others are at counts as bad, so that not all try the same.
+            sampler=optuna.samplers.TPESampler(constant_liar=True) if tpe else optuna.samplers.RandomSampler(),
             pruner=median if prune else optuna.pruners.NopPruner(),
         )
 
 
-def _retry_interrupted(study: optuna.Study) -> None:
-    """Queue what a signal or a kill has ended."""
-    from optuna.storages import RetryHeartbeatStaleTrialCallback
+def _next(study: optuna.Study, about: dict[str, Any], folder: Path, worker: str, trials: int) -> optuna.Trial | None:
+    """The next setting to try: one that was interrupted, or a new one; None where all are tried or being tried."""
     from optuna.trial import TrialState
 
-    retried = _retried(study.trials)
-    for trial in study.trials:
-        interrupted = trial.state == TrialState.FAIL and "interrupted" in trial.user_attrs
-        if trial.state == TrialState.RUNNING and not _is_alive(trial.user_attrs.get("worker")):
-            study.tell(trial.number, state=TrialState.FAIL)
-            interrupted = True
-        if interrupted and trial.number not in retried:
-            RetryHeartbeatStaleTrialCallback()(study, trial)
-
-
-def _retried(trials: Sequence[FrozenTrial]) -> set[int]:
-    """The numbers of those in whose place others have come."""
-    return {number for trial in trials for number in trial.system_attrs.get("retry_history", ())}
-
-
-def _is_alive(worker: list[Any] | None) -> bool:
-    """Whether the process (host, pid) is there; that of another host is thought to be."""
-    if worker is None or worker[0] != socket.gethostname():
-        return worker is not None
-    try:
-        os.kill(worker[1], 0)
-    except ProcessLookupError:
-        return False
-    return True
+    space = about["space"]
+    while True:
+        with _lock(folder / ".lock"):
+            known = study.get_trials(deepcopy=False)
+            for dead in known:
+                if dead.state == TrialState.RUNNING and not _is_at_work(folder, dead.user_attrs.get("worker", "?")):
+                    study.tell(dead.number, state=TrialState.FAIL)
+            ended = _ended(study)
+            running = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
+            if len(ended) + len(running) >= trials:
+                return None
+            taken = [t.params for t in (*ended, *running)]
+            left = [
+                t.params for t in study.get_trials(deepcopy=False) if _interrupted(t) and len(t.params) == len(space)
+            ]
+            again = [params for params in left if params not in taken]
+            if any(t.state == TrialState.WAITING for t in known):
+                pass  # somebody was killed between the lines below
+            elif again:
+                study.enqueue_trial(again[0])
+            elif about["sampler"] == "grid":
+                combinations = itertools.product(*([json.dumps(value) for value in of] for of in space.values()))
+                study.enqueue_trial(
+                    next(c for values in combinations if (c := dict(zip(space, values, strict=True))) not in taken)
+                )
+            trial = study.ask()
+            trial.set_user_attr("worker", worker)
+            trial.set_user_attr("values", {name: _suggested(trial, name, of) for name, of in space.items()})
+            if trial.params not in [t.params for t in running]:
+                return trial
+            trial.set_user_attr("duplicate", True)  # somebody is at it, in the very folders it would be run in
+            study.tell(trial, state=TrialState.FAIL)
+        time.sleep(1.0)
 
 
 def _ended(study: optuna.Study) -> list[FrozenTrial]:
-    """The settings that are done with: not those interrupted, nor those that another process was at."""
+    """The settings that are done with: to the end, given up or failed."""
+    trials = study.get_trials(deepcopy=False)
+    return [t for t in trials if t.state.is_finished() and not _interrupted(t) and "duplicate" not in t.user_attrs]
+
+
+def _interrupted(trial: FrozenTrial) -> bool:
+    """Whether a signal or a kill ended it, rather than something of its own."""
+    return trial.state.name == "FAIL" and not {"failed", "duplicate"} & trial.user_attrs.keys()
+
+
+def _run(
+    study: optuna.Study, trial: optuna.Trial, config: TrainConfig, seeds: Sequence[int], folder: Path, prune: bool
+) -> None:
+    """Run a setting with every seed, and tell the study what came of it."""
     from optuna.trial import TrialState
 
-    trials = study.get_trials(deepcopy=False)
-    left_out = _retried(trials)
-    left_out |= {t.number for t in trials if t.state == TrialState.FAIL and "interrupted" in t.user_attrs}
-    left_out |= {t.number for t in trials if "duplicate" in t.user_attrs}
-    return [t for t in trials if t.state.is_finished() and t.number not in left_out]
-
-
-def _try(
-    trial: optuna.Trial,
-    *,
-    config: TrainConfig,
-    space: Mapping[str, Any],
-    seeds: Sequence[int],
-    folder: Path,
-    prune: bool,
-) -> float:
-    """Run a setting with every seed; its mean score."""
-    import optuna
-
-    trial.set_user_attr("worker", [socket.gethostname(), os.getpid()])
-    values = {name: _suggested(trial, name, of) for name, of in space.items()}
-    others = trial.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
-    if any(t.number < trial.number and t.params == trial.params for t in others):  # the last of a grid
-        trial.set_user_attr("duplicate", True)
-        trial.study.stop()
-        raise optuna.TrialPruned
-    trial.set_user_attr("values", values)
+    values = trial.user_attrs["values"]
     scores: list[float] = []
-    runs: list[str] = []
-    for seed in seeds:
-        path = folder / "runs" / _name(values, seed)
-        runs.append(path.name)
-        trial.set_user_attr("runs", runs)
-        watch = _Reporter(trial, scores, prune)
-        try:
+    runs = [folder / "runs" / _name(values, seed) for seed in seeds]
+    trial.set_user_attr("runs", [run.name for run in runs])
+    watch = _Reporter(trial, scores, prune)
+    try:
+        for seed, run in zip(seeds, runs, strict=True):
             score = _score(
-                TrainConfig(**{**to_dict(config), **values, "seed": seed, "run_dir": path, "quiet": True}), watch
+                TrainConfig(**{**to_dict(config), **values, "seed": seed, "run_dir": run, "quiet": True}), watch
             )
-        except Stopped:
-            trial.set_user_attr("interrupted", True)
-            raise
-        if score is None:
-            raise RunError(f"{path}: no episode has ended; give the runs more --total-steps.")
-        scores.append(score)
-        trial.set_user_attr("scores", scores)
-        if watch.pruned:
-            raise optuna.TrialPruned
-    return statistics.fmean(scores)
+            if score is None:
+                raise RunError(f"{run}: no episode has ended; give the runs more --total-steps.")
+            scores.append(score)
+            trial.set_user_attr("scores", scores)
+            if watch.pruned:
+                trial.set_user_attr("runs", [run.name for run in runs[: len(scores)]])
+                study.tell(trial, state=TrialState.PRUNED)
+                return
+    except (RunError, UserError) as error:  # values that are no good together, numbers that ran away
+        trial.set_user_attr("failed", str(error))
+        study.tell(trial, state=TrialState.FAIL)
+    except BaseException:
+        study.tell(trial, state=TrialState.FAIL)  # without a reason of its own it is tried again
+        raise
+    else:
+        study.tell(trial, statistics.fmean(scores))
 
 
 def _suggested(trial: optuna.Trial, name: str, of: Any) -> Any:
@@ -318,20 +347,20 @@ def _score(config: TrainConfig, watch: _Reporter) -> float | None:
 
 
 class _Reporter(Callback):
-    """Reports how a run stands, and ends it where that is not worth going on."""
+    """Reports how a setting stands, by the scores of its runs so far and the present one; ends what is not worth it."""
 
     def __init__(self, trial: optuna.Trial, scores: Sequence[float], prune: bool) -> None:
-        self._trial, self._before, self._prune = trial, list(scores), prune
+        self._trial, self._before, self._prune = trial, scores, prune
         self._reported = 0
         self.pruned = False
 
     def on_update(self, run: Trainer) -> None:
         """Once in a while."""
-        reports = min(run.env_steps * REPORTS // run.config.total_steps, REPORTS)
+        reports = len(self._before) * REPORTS + min(run.env_steps * REPORTS // run.config.total_steps, REPORTS)
         if reports == self._reported or run.mean_return is None:
             return
         self._reported = reports
-        self._trial.report(statistics.fmean([*self._before, run.mean_return]), len(self._before) * REPORTS + reports)
+        self._trial.report(statistics.fmean([*self._before, run.mean_return]), reports)
         if self._prune and run.env_steps < run.config.total_steps and self._trial.should_prune():
             self.pruned = True
             run.stop()
@@ -340,7 +369,10 @@ class _Reporter(Callback):
 def _told(trial: FrozenTrial, folder: Path) -> Trial:
     attributes = trial.user_attrs
     runs = [folder / "runs" / name for name in attributes.get("runs", [])]
-    return Trial(attributes.get("values", {}), attributes.get("scores", []), trial.state.name.lower(), runs)
+    values, scores, failure = (
+        attributes.get(name, none) for name, none in (("values", {}), ("scores", []), ("failed", ""))
+    )
+    return Trial(values, scores, trial.state.name.lower(), runs, failure)
 
 
 def _conclude(study: optuna.Study, config: TrainConfig, folder: Path) -> list[Trial]:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fasta2c import TrainConfig, train
 from fasta2c.cli import main
-from fasta2c.config import to_plain
+from fasta2c.config import read_config, to_plain
 from fasta2c.errors import UserError
 from fasta2c.stats import interquartile_mean
 from fasta2c.tools import plot as plot_module
@@ -100,12 +100,12 @@ def test_curves_of_several_environments_are_scaled_and_meet_in_an_interquartile_
         for env, factor in (("A", 1.0), ("B", -100.0))
         for seed in (0, 1)
     ]
-    (name, curves), *others = scaled_to_budget(group_runs(find_runs(runs))).items()
-    assert (name, others) == ("", []) and len(curves) == 4
+    (name, (curves, tasks)), *others = scaled_to_budget(group_runs(find_runs(runs))).items()
+    assert (name, others, tasks) == ("", [], ["A", "A", "B", "B"]) and len(curves) == 4
     for (x, y), first in zip(curves, (0.0, 0.2, 1.0, 0.8), strict=True):
         np.testing.assert_allclose(x, [0.2, 0.4, 0.6, 0.8, 1.0])
         assert y[0] == pytest.approx(first)
-    together = band(curves, smoothing=0.0, iqm=True)
+    together = band(curves, smoothing=0.0, tasks=tasks)
     assert together.middle[0] == pytest.approx(interquartile_mean(np.array([0.0, 0.2, 1.0, 0.8])))
 
 
@@ -147,6 +147,34 @@ def test_settings_beyond_the_colours_look_different_still(tmp_path):
     runs = [fake(tmp_path / str(n), returns=[1.0, 2.0], lr=0.1 + n) for n in range(plot_module.MOST_GROUPS + 1)]
     with pytest.raises(UserError, match="50 settings are more than the 49"):
         plot(runs, tmp_path / "a.png")
+
+
+def test_one_setting_on_many_environments_is_one(tmp_path):
+    runs = [fake(tmp_path / str(n), returns=[1.0, 2.0], env=f"Game{n}") for n in range(plot_module.MOST_GROUPS + 1)]
+    assert plot(runs, tmp_path / "a.png")
+
+
+def test_a_young_run_among_others_is_left_out_with_a_word(tmp_path, capsys):
+    fake(tmp_path / "runs" / "a", returns=[1.0, 2.0])
+    fake(tmp_path / "runs" / "young", returns=[None])
+    assert [run.path.name for run in find_runs([tmp_path / "runs"])] == ["a"]
+    assert "left out: " in (told := capsys.readouterr().err) and "young has nothing to show yet" in told
+    fake(tmp_path / "others" / "young", returns=[None])
+    with pytest.raises(UserError, match="nothing to show yet"):
+        find_runs([tmp_path / "others"])
+
+
+def test_runs_of_one_seed_are_not_called_seeds(tmp_path):
+    runs = [fake(tmp_path / name, returns=[1.0, 2.0]) for name in "ab"]
+    plot(runs, tmp_path / "a.svg")
+    assert "<!-- 2 runs -->" in (tmp_path / "a.svg").read_text()
+
+
+def test_runs_of_older_versions_are_read(tmp_path):
+    runs = [fake(tmp_path / "a", returns=[1.0, 2.0]), fake(tmp_path / "b", returns=[1.0, 2.0], seed=1)]
+    old = (runs[0] / "config.yaml").read_text().replace("stop_at_return", "target_return")
+    (runs[0] / "config.yaml").write_text(old)
+    assert len(group_runs(find_runs(runs))) == 1 and read_config(runs[0] / "config.yaml")["stop_at_return"] is None
 
 
 def test_a_real_run_and_the_folder_it_is_in(tmp_path, capsys):

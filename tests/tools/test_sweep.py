@@ -1,7 +1,7 @@
 """Sweeps try what they are told to, go on after a kill, share their work, and say what was best."""
 
 import csv
-import os
+import json
 import signal
 import subprocess
 import sys
@@ -17,7 +17,7 @@ from PIL import Image
 from fasta2c import TrainConfig, train
 from fasta2c.cli import main
 from fasta2c.config import read_config
-from fasta2c.errors import Stopped, UserError
+from fasta2c.errors import RunError, Stopped, UserError
 from fasta2c.tools import sweep as module
 from fasta2c.tools.sweep import sweep
 from fasta2c.trainer import TrainResult
@@ -154,28 +154,68 @@ def test_pruning_can_be_left_out(tmp_path):
     assert [trial.state for trial in pruned(True)] == ["pruned"] and told
 
 
-def test_a_signal_ends_it_and_what_was_under_way_is_gone_on_with(tmp_path, monkeypatch):
-    real, seen = module.train, []
+@pytest.mark.parametrize("error", [Stopped(signal.SIGINT), KeyboardInterrupt()])
+def test_what_a_signal_has_ended_is_tried_again(tmp_path, pretended, monkeypatch, error):
+    """Stopped comes from inside a run, KeyboardInterrupt while its environments are made."""
+    real = module.train
 
-    def interrupted(config, *, resume=None, callbacks=()):
-        seen.append(resume)
-        if len(seen) == 3:
-            os.kill(os.getpid(), signal.SIGUSR2)
-        return real(config, resume=resume, callbacks=callbacks)
+    def interrupted(config, **options):
+        if len(pretended) == 2:
+            monkeypatch.setattr(module, "train", real)
+            raise error
+        return real(config, **options)
 
-    def stop(signum, frame):
-        raise Stopped(signal.SIGINT)
-
-    before = signal.signal(signal.SIGUSR2, stop)
     monkeypatch.setattr(module, "train", interrupted)
-    try:
-        with pytest.raises(Stopped):
-            sweep(quick(), GRID, tmp_path / "s", prune=False)
-    finally:
-        signal.signal(signal.SIGUSR2, before)
-    tried = sweep(quick(), GRID, tmp_path / "s", prune=False)
-    assert len(tried) == 4 and len({str(t.values) for t in tried}) == 4 and len(seen) == 5
+    with pytest.raises(type(error)):
+        sweep(quick(), GRID, tmp_path / "s")
+    assert len(pretended) == 2
+    tried = sweep(quick(), GRID, tmp_path / "s")
+    assert len(tried) == len(pretended) == 4 and len({str(t.values) for t in tried}) == 4
     assert all(trial.state == "complete" for trial in tried)
+
+
+def test_what_fails_behind_an_interruption_has_failed(tmp_path, monkeypatch):
+    errors = [KeyboardInterrupt(), RunError("NaN"), AssertionError("not tried again")]
+
+    def failing(config, **options):
+        raise errors.pop(0)
+
+    monkeypatch.setattr(module, "train", failing)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(quick(), {"lr": [1e-3]}, tmp_path / "s")
+    for _ in range(2):
+        (trial,) = sweep(quick(), {"lr": [1e-3]}, tmp_path / "s")
+        assert (trial.state, trial.failure) == ("fail", "NaN")
+
+
+def test_settings_that_cannot_be_together_fail_alone(tmp_path):
+    """Exploration by state is for real-valued actions."""
+    tried = sweep(quick(), {"sde": [True, False]}, tmp_path / "s")
+    assert [trial.state for trial in tried] == ["complete", "fail"]
+    assert "sde: it is for real-valued actions" in str(tried[1]) and (tmp_path / "s" / "best.yaml").exists()
+
+
+def test_the_dead_of_another_machine_are_known_as_such(tmp_path, pretended):
+    """Whoever is at work holds a lock; names and process ids tell nothing after a restart."""
+    sweep(quick(), GRID, tmp_path / "s", trials=1)
+    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{tmp_path / 's' / 'study.db'}")
+    (done,) = study.trials
+    left = next(json.loads(v) for v in ("0.9", "0.99") if v != done.params["gamma"])
+    study.enqueue_trial({"lr": done.params["lr"], "gamma": json.dumps(left)})
+    study.ask().set_user_attr("worker", "node01-7-abc")  # RUNNING for ever
+    (tmp_path / "s" / "workers" / "node01-7-abc").touch()
+    tried = sweep(quick(), GRID, tmp_path / "s")
+    assert len({str(trial.values) for trial in tried}) == len(tried) == 4
+
+
+def test_a_setting_that_somebody_is_at_is_left_to_them(tmp_path, pretended):
+    sweep(quick(), GRID, tmp_path / "s", trials=1)
+    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{tmp_path / 's' / 'study.db'}")
+    study.enqueue_trial({"lr": "1e-05" if study.trials[0].params["lr"] != "1e-05" else "0.01", "gamma": "0.9"})
+    study.ask({}).set_user_attr("worker", "other")
+    with module._lock(tmp_path / "s" / "workers" / "other"):
+        assert len(sweep(quick(), GRID, tmp_path / "s")) == 3
+    assert len(sweep(quick(), GRID, tmp_path / "s")) == 4
 
 
 KILLED = """
@@ -211,6 +251,8 @@ def test_processes_share_the_work(tmp_path):
     table = rows(tmp_path / "s")
     assert sorted(float(row["lr"]) for row in table) == [1e-4, 2e-4, 3e-4, 1e-3, 2e-3, 3e-3]
     assert len(list((tmp_path / "s" / "runs").iterdir())) == 6
+    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{tmp_path / 's' / 'study.db'}")
+    assert len({trial.user_attrs["worker"] for trial in study.trials}) == 2 and len(study.trials) == 6
 
 
 def test_a_setting_that_fails_is_told_and_the_others_go_on(tmp_path):
@@ -239,6 +281,7 @@ def test_a_setting_that_fails_is_told_and_the_others_go_on(tmp_path):
         ('--space {"lr":[0.1]} --trials 0', "--trials: 0 is out of range"),
         ('--space {"lr":[0.1]} --seeds 1 1', "seeds: at least one is needed, and none twice"),
         ('--space {"lr":[0.1]} --seed 3', "--seed is the sweep's own business"),
+        ('--space {"lr":[0.1]} --num-envs auto', "--num-envs: auto would choose anew for each run"),
         ('--space {"lr":[0.1]} --env Nope', "unknown environment 'Nope'"),
         ('--space {"lr":[0.1]} --sweep-dir taken', "taken is not empty and holds no sweep"),
     ],
