@@ -62,22 +62,12 @@ def look_up_spec(env_id: EnvId, options: dict[str, Any]) -> EnvSpec:
 
 
 def make_env_groups(
-    env_id: EnvId,
-    num_envs: int,
-    *,
-    groups: int,
-    seeds: list[int],
-    options: dict[str, Any],
-    num_threads: int = 0,
-    device: torch.device = CPU,
-    timeout: float = 0.0,
-    restart: bool = False,
+    env_id: EnvId, num_envs: int, *, groups: int, seeds: list[int], num_threads: int = 0, **given: Any
 ) -> list[HostEnvs | TorchEnvs]:
     """The environments of `env_id` in `groups` parts of nearly equal size, each stepped by itself.
 
     Environment i has the i-th seed whatever the parts. They share `num_threads` threads, rounded up (0: as many as
-    cores): while some of them wait for the network, the others step. `timeout` and `restart` are as for
-    `GymnasiumEnvs`.
+    cores): while some of them wait for the network, the others step. All else is `given` as `make_host_envs` takes it.
 
     Raises:
         UserError: as the backends say.
@@ -87,18 +77,7 @@ def make_env_groups(
     try:
         for part in np.array_split(np.arange(num_envs), min(groups, num_envs)):
             own = seeds[part[0] : part[-1] + 1]
-            made.append(
-                make_host_envs(
-                    env_id,
-                    len(own),
-                    seeds=own,
-                    options=options,
-                    num_threads=threads,
-                    device=device,
-                    timeout=timeout,
-                    restart=restart,
-                )
-            )
+            made.append(make_host_envs(env_id, len(own), seeds=own, num_threads=threads, **given))
     except BaseException:
         for envs in made:
             envs.close()

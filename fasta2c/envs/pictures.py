@@ -12,11 +12,10 @@ from dataclasses import asdict
 from typing import Any
 
 import gymnasium
-import torch
 
 from fasta2c.envs.base import HostEnvs
 from fasta2c.envs.ids import EnvId, load_opengl
-from fasta2c.envs.make import CPU, look_up_spec, make_host_envs
+from fasta2c.envs.make import look_up_spec, make_host_envs
 from fasta2c.envs.torch import TorchEnvs
 from fasta2c.errors import UserError
 
@@ -27,17 +26,8 @@ _WITHOUT_A_SCREEN = ("egl", "osmesa")
 _TRY = "import sys, fasta2c.envs.pictures as pictures; pictures.tell_refusal(sys.argv[1])"
 
 
-def make_drawn_envs(
-    env_id: EnvId,
-    num_envs: int,
-    *,
-    seeds: list[int],
-    options: dict[str, Any],
-    num_threads: int = 0,
-    device: torch.device = CPU,
-    timeout: float = 0.0,
-) -> HostEnvs | TorchEnvs:
-    """Environments as `make_host_envs` makes them, whose `render` works.
+def make_drawn_envs(env_id: EnvId, num_envs: int, *, options: dict[str, Any], **given: Any) -> HostEnvs | TorchEnvs:
+    """Environments as `make_host_envs` makes them, given all that it takes, whose `render` works.
 
     Where EnvPool's draws nothing, Gymnasium's environment of the same id stands in, if that draws and has the same
     spaces.
@@ -49,16 +39,7 @@ def make_drawn_envs(
         env_id = _stand_in(env_id, options, reason)
     elif env_id.backend == "gymnasium" and not _has_a_screen():
         _take_gl(_WITHOUT_A_SCREEN[0])
-    return make_host_envs(
-        env_id,
-        num_envs,
-        seeds=seeds,
-        options=options,
-        num_threads=num_threads,
-        device=device,
-        timeout=timeout,
-        render=True,
-    )
+    return make_host_envs(env_id, num_envs, options=options, render=True, **given)
 
 
 def _stand_in(env_id: EnvId, options: dict[str, Any], reason: str) -> EnvId:
