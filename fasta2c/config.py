@@ -84,6 +84,9 @@ class TrainConfig:
     """Samples of one optimizer step, if num_minibatches is auto."""
     num_epochs: Count = 1
     """Times that an update goes through its rollout. V-trace corrects all of its optimizer steps but the first."""
+    target_kl: NonNegative = 0.0
+    """Leave out the rest of an update's optimizer steps once the policy's mean KL divergence from the one that acted is
+    above this; 0 makes all of them."""
     normalize_advantage: bool = False
     """Standardise advantages over the valid rows of an optimizer step (value targets never are)."""
     max_grad_norm: Positive = 0.5

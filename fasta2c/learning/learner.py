@@ -94,8 +94,10 @@ class Learner:
     def _update(self, rollout: RolloutBuffer) -> Tensor:
         self.watch.examine(rollout)
         rewards_TE = self._rewards(rollout)
-        advantages_TE, returns_TE = torch.empty_like(rewards_TE), torch.empty_like(rewards_TE)
-        totals, grad_norms = torch.zeros(3, device=returns_TE.device), []
+        advantages_TE, returns_TE = torch.empty_like(rewards_TE), torch.zeros_like(rewards_TE)
+        learnt_TE = torch.zeros_like(rollout.valid_TE)
+        totals, grad_norms = torch.zeros(4, device=returns_TE.device), []
+        near = torch.ones((), dtype=torch.bool, device=returns_TE.device)
         shares = list(rollout.shares(self._config.minibatches(rollout.num_envs)))
         for number, envs in enumerate(shares * self._config.num_epochs):
             # The first step is that of the policy that acted; what follows learns from another's actions.
@@ -103,16 +105,20 @@ class Learner:
             advantages_TE[:, envs], returns_TE[:, envs] = self._advantages(
                 rollout, rewards_TE[:, envs], envs, ratios_TE
             )
-            sums, grad_norm = self._step_on(rollout, envs, forwards, advantages_TE, returns_TE)
-            totals += sums
+            if ratios_TE is not None and self._config.target_kl:
+                near = near & (mean_kl(ratios_TE, rollout.valid_TE[:, envs]) <= self._config.target_kl)
+                if not near.is_cuda and not near:
+                    break
+            sums, grad_norm = self._step_on(rollout, envs, forwards, advantages_TE, returns_TE, near)
+            totals += torch.where(near, sums, 0.0)
+            learnt_TE[:, envs] |= rollout.valid_TE[:, envs] & near
             grad_norms.append(grad_norm)
         self.watch.conclude()
         if self._model.moments is not None:  # only now: within an update all is normalised alike
             for chunk in rollout.chunks(self._samples):
                 self._model.update_moments(rollout.observations(*chunk))
-        valid_TE = rollout.valid_TE
-        means = totals / (self._config.num_epochs * valid_TE.sum()).clamp_min(1)
-        explained = explained_variance(rollout.values_T1E[:-1], returns_TE, valid_TE)
+        means = totals[:3] / totals[3].clamp_min(1)
+        explained = explained_variance(rollout.values_T1E[:-1], returns_TE, learnt_TE)
         return torch.cat([means, torch.stack([explained, torch.stack(grad_norms).mean()])])
 
     def _advantages(
@@ -136,8 +142,9 @@ class Learner:
         forwards: Iterable[Forward],
         advantages_TE: Tensor,
         returns_TE: Tensor,
+        near: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """One optimizer step on the rows of `envs`; returns the sums of its losses and the norm of its gradient.
+        """One optimizer step on the rows of `envs`.
 
         Args:
             rollout: all rows.
@@ -145,6 +152,10 @@ class Learner:
             forwards: the model's outputs, which together cover them.
             advantages_TE: those of `envs` up to date.
             returns_TE: value targets, those of `envs` up to date.
+            near: whether the step is to be made at all.
+
+        Returns:
+            the sums of its losses and how many valid rows they are of, and the norm of its gradient.
         """
         count = rollout.valid_TE[:, envs].sum().clamp_min(1)
         totals = torch.zeros(3, device=count.device)
@@ -162,8 +173,8 @@ class Learner:
             (loss / count).backward()
             totals += torch.stack(sums).detach()
         grad_norm = clip_grad_norm(self._model.parameters(), self._config.max_grad_norm)
-        step_where(self._optimizer, self.watch.allows(totals, grad_norm))
-        return totals, grad_norm
+        step_where(self._optimizer, near & self.watch.allows(totals, grad_norm))
+        return torch.cat([totals, count.float().unsqueeze(0)]), grad_norm
 
     def _rewards(self, rollout: RolloutBuffer) -> Tensor:
         """The rewards [T, E] that are learnt from."""
@@ -239,6 +250,15 @@ def _popped(forwards: list[Forward]) -> Iterator[Forward]:
     """Each let go when done with."""
     while forwards:
         yield forwards.pop(0)
+
+
+def mean_kl(ratios_TE: Tensor, valid_TE: Tensor) -> Tensor:
+    """Mean KL divergence over valid rows, 0-dimensional, of the policy that acted from one now `ratios_TE` as likely.
+
+    By r - 1 - log r, which is unbiased and never negative (Schulman 2020, "Approximating KL Divergence").
+    """
+    terms_TE = torch.where(valid_TE, ratios_TE - 1 - ratios_TE.log(), 0.0)
+    return terms_TE.sum() / valid_TE.sum().clamp_min(1)
 
 
 def explained_variance(values_TE: Tensor, returns_TE: Tensor, valid_TE: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from helpers import env_spec, vtrace_reference
 from fasta2c.config import TrainConfig
 from fasta2c.graphs import Graphs
 from fasta2c.learning.advantages import gae
-from fasta2c.learning.learner import METRICS, Learner, explained_variance
+from fasta2c.learning.learner import METRICS, Learner, explained_variance, mean_kl
 from fasta2c.learning.loss import loss_sums
 from fasta2c.learning.optim import build_optimizer
 from fasta2c.learning.rewards import RewardScaler
@@ -125,6 +125,73 @@ def test_the_clip_comes_before_the_step():
     moved = (torch.cat([p.detach().flatten() for p in model.parameters()]) - before).norm()
     assert grad_norm > 1.0
     assert moved <= 1e-3 / math.sqrt(0.99) * 1.01
+
+
+def acted(learn, model, seed=0):
+    """A rollout whose actions' probabilities are those of `model`."""
+    buffer = rollout(seed)
+    with torch.no_grad():
+        policy, values = model(buffer.observations(slice(0, T), slice(0, E)))
+        actions = buffer.actions_TE.flatten()
+        buffer.log_probs_TE.copy_(model.distribution.log_prob_and_entropy(policy, actions)[0].view(T, E))
+        buffer.values_T1E[:T] = values.view(T, E)
+    return buffer
+
+
+def after_steps(**config):
+    model, learn = learner(**config)
+    metrics = learn.update(acted(learn, model), 0.0)
+    return torch.cat([p.detach().flatten() for p in model.parameters()]), metrics
+
+
+def test_steps_end_where_the_policy_has_gone_far_enough():
+    once, once_metrics = after_steps()
+    four, four_metrics = after_steps(num_epochs=4)
+    near, near_metrics = after_steps(num_epochs=4, target_kl=1e-12)
+    free, free_metrics = after_steps(num_epochs=4, target_kl=1e9)
+    explained = METRICS.index("explained_variance")  # of values by now, which the first step has changed
+    near_metrics[explained] = once_metrics[explained]
+    assert torch.equal(near, once) and torch.equal(near_metrics, once_metrics)
+    assert torch.equal(free, four) and torch.equal(free_metrics, four_metrics)
+    assert not torch.equal(once, four)
+
+
+def test_what_no_step_was_made_of_is_in_no_mean():
+    """Of two minibatches the second is left out: the means are those of a rollout of the first alone."""
+    first, metrics = after_steps(num_minibatches=2, target_kl=1e-12)
+    model, learn = learner()
+    half = RolloutBuffer(T, E // 2, SPEC, torch.device("cpu"))
+    whole = acted(learn, model)
+    for name in ("frames", "rewards_TE", "values_T1E", "actions_TE", "valid_TE", "log_probs_TE"):
+        getattr(half, name).copy_(getattr(whole, name)[:, : E // 2])
+    half_metrics = learn.update(half, 0.0)
+    torch.testing.assert_close(first, torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(metrics, half_metrics)
+
+
+def test_a_step_that_is_too_far_is_not_made_where_the_device_is_not_asked():
+    """On a GPU all steps are recorded, and those left out move nothing."""
+    model, learn = learner()
+    buffer = acted(learn, model)
+    before = [p.detach().clone() for p in model.parameters()]
+    forwards = learn._forwards(buffer, slice(0, E))
+    advantages, returns = torch.ones(T, E), torch.ones(T, E)
+    sums, _ = learn._step_on(buffer, slice(0, E), forwards, advantages, returns, torch.tensor(False))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)) and sums[3] == T * E
+
+
+def test_the_divergence_is_that_of_the_distributions():
+    """The mean of r - 1 - log r over what the one draws is its divergence from the other, in float64."""
+    generator = torch.Generator().manual_seed(0)
+    old, new = (torch.softmax(torch.randn(5, generator=generator, dtype=torch.float64), 0) for _ in range(2))
+    drawn = torch.multinomial(old, 400_000, replacement=True, generator=generator).view(-1, 4)
+    ratios = (new / old)[drawn]
+    exact = (old * (old / new).log()).sum()
+    assert mean_kl(ratios, torch.ones_like(ratios, dtype=torch.bool)) == pytest.approx(exact.item(), rel=0.01)
+    ratios[0, 0], valid = math.nan, torch.ones_like(ratios, dtype=torch.bool)
+    valid[0, 0] = False
+    assert mean_kl(ratios, valid) == pytest.approx(exact.item(), rel=0.01)
+    assert mean_kl(torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.bool)) == 0.0
 
 
 def test_the_learning_rate_follows_its_schedule():
