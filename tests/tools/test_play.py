@@ -68,6 +68,8 @@ def test_environments_stand_still_when_they_have_played(run, tmp_path):
     ],
 )
 def test_environments_show_the_real_game(env, size, fps):
+    if env.startswith("gymnasium:"):
+        pytest.importorskip("pygame")
     envs = make_drawn_envs(resolve(env), 2, seeds=[1, 2], options={})
     try:
         envs.reset()

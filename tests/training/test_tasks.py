@@ -24,7 +24,7 @@ TASKS = [
     # Random: 359; the most: 1000. Seeds 0 to 3 came to 984, 994, 627 and 542.
     pytest.param("DMC/CartpoleBalance", {"total_steps": 500_000}, 450.0, id="CartpoleBalance", marks=nightly),
     # Random: 0.03, of legal moves alone.
-    pytest.param("Jumanji/Maze", {"total_steps": 1_000_000}, 0.4, id="Maze"),
+    pytest.param("Jumanji/Maze", {"total_steps": 1_000_000}, 0.4, id="Maze", marks=nightly),
     # Random: -1240; RL-Zoo's A2C: -163 behind as many steps.
     pytest.param("Classic/Pendulum", {}, -250.0, id="Pendulum", marks=nightly),
     # Random: -181; RL-Zoo's A2C: 156 behind 200,000 steps.
