@@ -114,7 +114,8 @@ def dashboard(runs, tmp_path_factory):
 def test_the_custom_layout_is_shown(dashboard):
     address, page = dashboard
     titles = ["Learning", "Losses", "Throughput", "Optimizer", "explained variance", "env steps per second"]
-    page.wait_for(f"{address}/#custom_scalars", *titles, "first", "second")
+    shown = page.wait_for(f"{address}/#custom_scalars", *titles)
+    assert all(name in shown for name in ("first", "second")) and "No dashboards are active" not in shown
 
 
 @pytest.mark.parametrize(
@@ -128,4 +129,5 @@ def test_the_custom_layout_is_shown(dashboard):
 )
 def test_pages_load(dashboard, tab, words):
     address, page = dashboard
-    page.wait_for(f"{address}/#{tab}", *words)
+    shown = page.wait_for(f"{address}/#{tab}", *words)
+    assert "No dashboards are active" not in shown and "404" not in shown
