@@ -92,15 +92,20 @@ def evaluate(
         if not envs.spec.fits(policy.spec):
             raise UserError("env_kwargs: the policy was trained with other observations or actions than these give.")
         with Progress(episodes, description="evaluating", unit="episodes", quiet=not progress) as display:
-            ended: list[float] = []
-
-            def show(score: float) -> None:
-                ended.append(score)
-                display.update(len(ended), sps=None, episode_return=float(np.mean(ended)))
-
-            return play(policy, envs, episodes, greedy=greedy, on_episode=show)
+            return play(policy, envs, episodes, greedy=greedy, on_episode=counted_on(display))
     finally:
         envs.close()
+
+
+def counted_on(display: Progress) -> Callable[[float], None]:
+    """Shows, told of the score of each game that has ended, how many there are and their mean."""
+    ended: list[float] = []
+
+    def show(score: float) -> None:
+        ended.append(score)
+        display.update(len(ended), sps=None, episode_return=float(np.mean(ended)))
+
+    return show
 
 
 def make_eval_envs(

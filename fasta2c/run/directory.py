@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import stat
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -142,6 +143,21 @@ class RunDirectory:
             write_atomically(path, text.encode())
         except OSError as error:
             raise RunError(f"{path} cannot be written ({_reason(error)}); make room or check the disk.") from None
+
+
+def check_output(path: Path) -> None:
+    """Raise `UserError` where no file can be written to `path`: there is no such folder, or something else is there."""
+    try:
+        if not path.parent.is_dir():
+            raise UserError(f"{path.parent} is no folder; make it first, or name another file.")
+        with contextlib.suppress(FileNotFoundError):
+            mode = path.stat().st_mode
+            if stat.S_ISDIR(mode):
+                raise UserError(f"{path} is a folder; name a file in it.")
+            if not stat.S_ISREG(mode):
+                raise UserError(f"{path} is no file; name another.")
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UserError(f"{path} cannot be written ({_reason(error)}).") from None
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:

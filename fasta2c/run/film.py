@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import math
 import os
-import stat
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fasta2c.errors import RunError, UserError
-from fasta2c.run.directory import temporary_beside
+from fasta2c.run.directory import check_output, temporary_beside
 
 SUFFIXES = (".mp4", ".gif")
 # Smaller pictures are enlarged, by whole numbers so that their pixels stay square and sharp, until they are as high.
@@ -51,16 +50,9 @@ def check_film(path: Path) -> None:
     """Raise `UserError` where no film can be written to `path`: another kind of file, no folder, or no ffmpeg."""
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{path} is neither {' nor '.join(SUFFIXES)}; name the film so.")
-    try:
-        if not path.parent.is_dir():
-            raise UserError(f"{path.parent} is no folder; make it first, or name another file.")
-        with contextlib.suppress(FileNotFoundError):
-            if stat.S_ISDIR(path.stat().st_mode):
-                raise UserError(f"{path} is a folder; name a file in it.")
-        if not os.access(path.parent, os.W_OK):
-            raise UserError(f"{path.parent} cannot be written; name another file.")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be written ({getattr(error, 'strerror', None) or error}).") from None
+    check_output(path)
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{path.parent} cannot be written; name another file.")
     check_ffmpeg()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fasta2c.errors import UserError
-from fasta2c.evaluation import EvalResult, Games, make_eval_envs, play
+from fasta2c.evaluation import EvalResult, Games, counted_on, make_eval_envs, play
 from fasta2c.policy import load_policy
 from fasta2c.run.film import Film, check_film, tiled
 from fasta2c.run.progress import Progress
@@ -73,13 +73,7 @@ def record(
             Film(out, pace) as film,
             Progress(episodes, description="playing", unit="episodes", quiet=not progress) as display,
         ):
-            ended: list[float] = []
             shown = np.zeros(0, np.uint8)
-
-            def show(score: float) -> None:
-                ended.append(score)
-                display.update(len(ended), sps=None, episode_return=float(np.mean(ended)))
-
             texts = [""] * num_envs
 
             def draw(games: Games) -> None:
@@ -92,7 +86,7 @@ def record(
                     texts[e] = f"score {_plain(games.scores[e])}   step {games.lengths[e]:,}"
                 film.add(tiled(shown, texts))
 
-            result = play(policy, envs, episodes, greedy=greedy, on_episode=show, on_row=draw)
+            result = play(policy, envs, episodes, greedy=greedy, on_episode=counted_on(display), on_row=draw)
         return Recording(out, film.pictures, pace, result)
     finally:
         envs.close()

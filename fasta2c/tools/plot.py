@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fasta2c.errors import RunError, UserError
-from fasta2c.run.directory import temporary_beside
+from fasta2c.run.directory import check_output, temporary_beside
 from fasta2c.tools.curves import METRICS, Band, Group, band, find_runs, group_runs, names_of, scaled_to_budget
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -67,14 +67,8 @@ def _files(out: Path) -> list[Path]:
     files = [out] if out.suffix.lower() in SUFFIXES else [Path(f"{out}{suffix}") for suffix in SUFFIXES[:2]]
     if out.suffix and files != [out]:
         raise UserError(f"{out} is none of {', '.join(SUFFIXES)}; name the plot so, or without an ending.")
-    try:
-        if not out.parent.is_dir():
-            raise UserError(f"{out.parent} is no folder; make it first, or name another file.")
-        for file in files:
-            if file.exists() and not file.is_file():
-                raise UserError(f"{file} is a folder; name a file in it.")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{out} cannot be written ({getattr(error, 'strerror', None) or error}).") from None
+    for file in files:
+        check_output(file)
     return files
 
 
