@@ -180,13 +180,9 @@ def _preset(env: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _EvalFlags:
-    """Play whole, unclipped episodes with a run's policy, none favoured for being short. Several runs get a table."""
+class _PlayerFlags:
+    """How a trained agent plays."""
 
-    run_dir: tuple[Path, ...]
-    """Run directories, or checkpoint files."""
-    episodes: int = 100
-    """Episodes to play with each."""
     checkpoint: str = "latest"
     """latest, best, or a file."""
     greedy: bool = False
@@ -195,14 +191,24 @@ class _EvalFlags:
     """auto (a GPU where there is one), cpu, cuda or cuda:N."""
     seed: int | None = None
     """Seed of environments and sampling; the run's own unless given."""
+    quiet: bool = False
+    """Show no progress."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _EvalFlags(_PlayerFlags):
+    """Play whole, unclipped episodes with a run's policy, none favoured for being short. Several runs get a table."""
+
+    run_dir: tuple[Path, ...]
+    """Run directories, or checkpoint files."""
+    episodes: int = 100
+    """Episodes to play with each."""
     num_envs: int | None = None
     """Environments that share the episodes; at most 32 unless given."""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     """Options of the environment as JSON, laid over those it was trained with."""
     json: bool = False
     """Print one JSON object; of several runs, a list of them."""
-    quiet: bool = False
-    """Show no progress."""
 
     def __post_init__(self) -> None:
         _check_ranges(self, {"episodes": Range(1, 10**9), "num_envs": Range(1, 10**6), "seed": Range(0, 2**62)})
@@ -277,7 +283,7 @@ def _table(run_dirs: Sequence[Path], results: Sequence[EvalResult]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _PlayFlags:
+class _PlayFlags(_PlayerFlags):
     """Film whole episodes of a run's policy, as the real game shows them."""
 
     run_dir: Path
@@ -288,20 +294,10 @@ class _PlayFlags:
     """Episodes to play; one for each environment unless given."""
     num_envs: int = 1
     """Environments shown side by side."""
-    checkpoint: str = "latest"
-    """latest, best, or a file."""
-    greedy: bool = False
-    """Take the likeliest action instead of sampling."""
-    device: str = "auto"
-    """auto (a GPU where there is one), cpu, cuda or cuda:N."""
-    seed: int | None = None
-    """Seed of environments and sampling; the run's own unless given."""
     fps: float | None = None
     """Env steps shown in a second; the game's own pace unless given."""
     captions: bool = True
     """Write score and step below each picture."""
-    quiet: bool = False
-    """Show no progress."""
 
     def __post_init__(self) -> None:
         limits = {
