@@ -7,6 +7,7 @@ import math
 import sys
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -122,6 +123,14 @@ def check(name: str, value: Any, hint: Any) -> None:
             raise UserError(f"{name}: expected a whole number, found {kind_of(value)} ({show(value)}).")
     elif not isinstance(value, hint):
         raise UserError(f"{name}: expected {kind_of(hint())}, found {kind_of(value)} ({show(value)}).")
+
+
+def check_ranges(flags: object, limits: Mapping[str, Range]) -> None:
+    """Raise `UserError` for a flag that is given and out of its range."""
+    for name, bounds in limits.items():
+        value = getattr(flags, name)
+        if value is not None and not bounds.holds(value):
+            raise UserError(f"{name}: {value} is out of range; it must be {bounds}.")
 
 
 def _reads_as_number(text: str) -> bool:

@@ -27,6 +27,7 @@ from fasta2c.errors import RunError, Stopped, UserError
 from fasta2c.run import checkpoint
 from fasta2c.run.directory import RunDirectory
 from fasta2c.run.report import TimeReport
+from fasta2c.verbs import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = types.SimpleNamespace(
@@ -115,7 +116,9 @@ def test_flags_win_over_file_over_preset_over_defaults(
     trainer: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     preset = {"gamma": 0.1, "lr": 0.1, "num_envs": 11, "env_kwargs": {"preset": 1, "file": 1, "flag": 1}}
-    monkeypatch.setattr(cli, "load_preset", lambda family, name: preset if (family, name) == ("Atari", "Pong") else {})
+    monkeypatch.setattr(
+        settings, "load_preset", lambda family, name: preset if (family, name) == ("Atari", "Pong") else {}
+    )
     file = tmp_path / "my.yaml"
     file.write_text("env: Pong-v5\ngamma: 0.2\nlr: 0.2\nenv_kwargs: {file: 2, flag: 2}\n")
     arguments = ["--config", str(file), "--gamma", "0.3", "--env-kwargs", '{"flag": 3}', "--hidden-sizes", "8", "9"]
@@ -130,7 +133,7 @@ def test_flags_win_over_file_over_preset_over_defaults(
 def test_env_flag_wins_over_the_file_and_chooses_the_preset(
     trainer: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "load_preset", lambda family, name: {"num_envs": len(family + name)})
+    monkeypatch.setattr(settings, "load_preset", lambda family, name: {"num_envs": len(family + name)})
     file = tmp_path / "my.yaml"
     file.write_text("env: Pong-v5\n")
     assert cli.main(["train", f"--config={file}", "--env=gymnasium:My-v1"]) == 0
@@ -427,7 +430,7 @@ def test_help_shows_each_field_with_the_default_of_the_environment(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(cli, "load_preset", lambda family, name: {"num_envs": 123 if name == "Pong" else 16})
+    monkeypatch.setattr(settings, "load_preset", lambda family, name: {"num_envs": 123 if name == "Pong" else 16})
     assert cli.main(["train", "--env", "Atari/Pong", "--help"]) == 0
     out = capsys.readouterr().out
     for field in dataclasses.fields(TrainConfig):

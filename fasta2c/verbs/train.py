@@ -1,0 +1,50 @@
+"""`fasta2c train`."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fasta2c.config import TrainConfig
+from fasta2c.flags import errors_named, parse, scan
+from fasta2c.verbs.settings import base_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TrainFlags:
+    """Train an agent. Later ones win: defaults, the environment's preset, --config, flags."""
+
+    config: Path | None = None
+    """YAML file of settings, such as a run's config.yaml; it wins over the preset, flags win over it."""
+    resume: Path | None = None
+    """Run directory to go on with; the run may be made longer, not learn differently."""
+    settings: TrainConfig = field(default_factory=TrainConfig)
+    """What a run is made of. The defaults shown are those of the environment given, or of the run resumed."""
+
+
+def run(argv: list[str]) -> None:
+    """Train an agent."""
+    given = scan(argv, _TrainFlags)
+    origins = {name: g.flag for name, g in given.items()}
+    with errors_named(origins):
+        base = base_config(given, origins)
+        flags = parse(_TrainFlags, "train", argv, given, _TrainFlags(settings=base), env_kwargs=base.env_kwargs)
+        from fasta2c.trainer import train
+
+        config = flags.settings
+        result = train(config) if flags.resume is None else train(config, resume=flags.resume)
+    if config.quiet:
+        print(result.run_dir)
+        return
+    mean, best = (f"{r:,.2f}" if r is not None else None for r in (result.mean_return, result.best_return))
+    print(f"mean return    {f'{mean} over the last 100 episodes (best {best})' if mean else 'no episode has ended'}")
+    print(f"speed          {result.sps:,.0f} env steps per second, {result.env_steps:,} env steps in all")
+    if result.warm_up_seconds > 1:
+        print(f"warm-up        {result.warm_up_seconds:,.1f} s, compilation included, not in the speed")
+    if (report := result.time_report) is not None:
+        print(f"time           {report.shares}")
+        print(f"limit          {report.limit}")
+        print(f"advice         {report.advice}")
+    print(f"run directory  {result.run_dir}")
+    print(f"evaluate it:   fasta2c eval {shlex.quote(str(result.run_dir))}")
