@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import fasta2c
 from fasta2c.errors import Fasta2cError, Stopped, UserError, did_you_mean, is_out_of_memory
-from fasta2c.verbs import envs, eval, play, plot, sweep, train
+from fasta2c.verbs import envs, eval, export, play, plot, sweep, train
 
 # Verbs import torch and EnvPool where they use them: an overview or a misspelt flag needs neither.
 VERBS: dict[str, Callable[[list[str]], None]] = {
@@ -19,6 +19,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "play": play.run,
     "plot": plot.run,
     "sweep": sweep.run,
+    "export": export.run,
     "envs": envs.run,
 }
 

@@ -27,7 +27,7 @@ from fasta2c.errors import RunError, Stopped, UserError
 from fasta2c.run import checkpoint
 from fasta2c.run.directory import RunDirectory
 from fasta2c.run.report import TimeReport
-from fasta2c.verbs import settings
+from fasta2c.verbs import settings as verb_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = types.SimpleNamespace(
@@ -117,7 +117,7 @@ def test_flags_win_over_file_over_preset_over_defaults(
 ) -> None:
     preset = {"gamma": 0.1, "lr": 0.1, "num_envs": 11, "env_kwargs": {"preset": 1, "file": 1, "flag": 1}}
     monkeypatch.setattr(
-        settings, "load_preset", lambda family, name: preset if (family, name) == ("Atari", "Pong") else {}
+        verb_settings, "load_preset", lambda family, name: preset if (family, name) == ("Atari", "Pong") else {}
     )
     file = tmp_path / "my.yaml"
     file.write_text("env: Pong-v5\ngamma: 0.2\nlr: 0.2\nenv_kwargs: {file: 2, flag: 2}\n")
@@ -133,7 +133,7 @@ def test_flags_win_over_file_over_preset_over_defaults(
 def test_env_flag_wins_over_the_file_and_chooses_the_preset(
     trainer: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(settings, "load_preset", lambda family, name: {"num_envs": len(family + name)})
+    monkeypatch.setattr(verb_settings, "load_preset", lambda family, name: {"num_envs": len(family + name)})
     file = tmp_path / "my.yaml"
     file.write_text("env: Pong-v5\n")
     assert cli.main(["train", f"--config={file}", "--env=gymnasium:My-v1"]) == 0
@@ -416,7 +416,7 @@ def test_overview_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "said"),
     [
         (["trian"], "unknown verb 'trian'. Did you mean train?"),
-        (["日本"], "unknown verb '日本'. Use train or eval or play or plot or sweep or envs."),
+        (["日本"], "unknown verb '日本'. Use train or eval or play or plot or sweep or export or envs."),
         ([""], "unknown verb ''"),
         (["--num-envs", "8"], "--num-envs comes before the verb"),
     ],
@@ -430,7 +430,7 @@ def test_help_shows_each_field_with_the_default_of_the_environment(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(settings, "load_preset", lambda family, name: {"num_envs": 123 if name == "Pong" else 16})
+    monkeypatch.setattr(verb_settings, "load_preset", lambda family, name: {"num_envs": 123 if name == "Pong" else 16})
     assert cli.main(["train", "--env", "Atari/Pong", "--help"]) == 0
     out = capsys.readouterr().out
     for field in dataclasses.fields(TrainConfig):

@@ -67,8 +67,8 @@ class ActorCritic(nn.Module):
         self.policy_head = orthogonal(nn.Linear(features, self.distribution.heads), 0.01)
         self.value_head = orthogonal(nn.Linear(features, 1), 1.0)
 
-    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Observations [B, ...], as a rollout holds them, to distributions [B, P] and values [B]."""
+    def forward(self, observations: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Observations [B, ...], as a rollout holds them or leaf by leaf, to distributions [B, P] and values [B]."""
         leaves, mask = self._observe(observations)
         features = self._encode(self.encoder, leaves)
         critic = features if self.critic_encoder is None else self._encode(self.critic_encoder, leaves)
@@ -79,18 +79,20 @@ class ActorCritic(nn.Module):
         """S: numbers remembered from row to row; 0 without memory."""
         return sum(self._states)
 
-    def unroll(self, observations: Tensor, state_BS: Tensor, opens_TB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def unroll(
+        self, observations: Tensor | Sequence[Tensor], state_BS: Tensor, opens_TB: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Distributions [T * B, P], values [T * B] and the state [B, S] behind T rows, of a network with memory.
 
         Args:
-            observations: [T * B, ...], row by row.
+            observations: [T * B, ...], row by row, packed or leaf by leaf.
             state_BS: what was remembered before them.
             opens_TB: whether an observation opens a game, whose first row remembers nothing.
         """
         assert self.memory is not None
         leaves, mask = self._observe(observations)
         states = list(state_BS.split(self._states, dim=1))
-        grid = opens_TB.shape
+        grid = (len(opens_TB), -1)  # B left open, as an exported network has it
         features, states[0] = self.memory(self._encode(self.encoder, leaves).unflatten(0, grid), states[0], opens_TB)
         critic = features
         if self.critic_encoder is not None and self.critic_memory is not None:
@@ -118,17 +120,18 @@ class ActorCritic(nn.Module):
             real = [leaves[self._seen[n]].reshape(len(observations), -1) for n in self._real]
             self.moments.update(torch.cat(real, dim=1) if len(real) > 1 else real[0])
 
-    def _observe(self, observations: Tensor) -> tuple[Sequence[Tensor], Tensor | None]:
+    def _observe(self, observations: Tensor | Sequence[Tensor]) -> tuple[Sequence[Tensor], Tensor | None]:
         """The leaves that encoders see, normalised, and the mask of legal actions."""
-        if not self._layout.packed and self._mask is None and self.moments is None:
+        if isinstance(observations, Tensor) and not self._layout.packed and self._mask is None and self.moments is None:
             return [observations], None
-        leaves = self._layout.unpack(observations)
+        leaves = self._layout.unpack(observations) if isinstance(observations, Tensor) else observations
         mask = None if self._mask is None else leaves[self._mask]
         seen = [leaves[i] for i in self._seen]
         if self.moments is not None:
             start = 0
             for n, size in zip(self._real, self._sizes, strict=True):
-                flat, span = seen[n].reshape(len(observations), size), slice(start, start + size)
+                flat = seen[n].flatten(1) if seen[n].dim() > 1 else seen[n].unsqueeze(1)
+                span = slice(start, start + size)
                 normal = (flat - self.moments.shift_D[span]) * self.moments.scale_D[span]
                 seen[n] = normal.clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS).view_as(seen[n])
                 start += size
