@@ -86,7 +86,7 @@ def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, An
     module = types.ModuleType("fasta2c.evaluation")
     module.evaluate = lambda run_dir, **options: (calls.append((run_dir, options)), Scores())[1]  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "fasta2c.evaluation", module)
-    monkeypatch.setattr("fasta2c.run.checkpoint.resolve", lambda path, which: path)
+    monkeypatch.setattr("fasta2c.run.checkpoint.resolve", lambda path, which="latest": path)
     return calls
 
 
