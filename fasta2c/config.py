@@ -78,6 +78,11 @@ class TrainConfig:
     """Weight of the value loss."""
     value_loss: Literal["mse", "huber"] = "mse"
     """Value loss: half the squared error, or Huber's with threshold 1."""
+    critic_target: Literal["gae", "nstep", "td0"] = "gae"
+    """What values are trained towards: returns by gae_lambda, n-step returns, or one-step ones."""
+    critic_updates: Count = 1
+    """Optimizer steps of the critic to each of the policy's; those behind the first, with targets of their own, move
+    it alone (it must not be shared)."""
     num_minibatches: Count | Literal["auto"] = 1
     """Optimizer steps of an update, each on its share of the environments. auto: T x E / minibatch_size, at most E."""
     minibatch_size: Count = 256

@@ -92,6 +92,8 @@ def assemble(config: TrainConfig, envs: Sequence[HostEnvs | TorchEnvs], device: 
     num_minibatches = config.minibatches(num_envs)
     if num_minibatches > num_envs:
         raise UserError(f"num_minibatches: {num_minibatches} are more than the {num_envs} environments.")
+    if config.critic_updates > 1 and config.shared:
+        raise UserError("critic_updates: steps of the critic alone need a network of its own; add --no-shared.")
     accel.prepare_training(device, deterministic=config.deterministic)
     torch.manual_seed(config.seed)
     model = build_model(spec, config, device)

@@ -108,6 +108,7 @@ EVERY_KIND = [
     pytest.param({"env": "Classic/CartPole", "num_epochs": 4, "target_kl": 1e-5, "optimizer": "adam"}),
     pytest.param({"env": "MiniGrid/Empty-5x5", "recurrent": "gru", "num_minibatches": 4, "shared": False}),
     pytest.param({"env": "Atari/Pong", "num_minibatches": 4, "optimizer": "muon"}),
+    pytest.param({"env": "Classic/CartPole", "shared": False, "critic_updates": 3, "critic_target": "td0"}),
 ]
 
 

@@ -101,6 +101,7 @@ def run(updates, graphs, monkeypatch, **settings):
         {"shared": False, "critic_lr": 0.02, "lr_schedule": "cosine", "num_steps": 1},
         {"num_minibatches": 3, "num_epochs": 2, "lr_schedule": "linear"},
         {"num_minibatches": 2, "shared": False, "critic_lr": 0.02},
+        {"critic_updates": 3, "critic_target": "nstep", "shared": False},
     ],
 )
 def test_a_replay_computes_what_the_call_computes(settings, monkeypatch):

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from fasta2c.config import TrainConfig
 from fasta2c.envs.ids import resolve
 from fasta2c.envs.make import make_host_envs
+from fasta2c.errors import UserError
 from fasta2c.learning.learner import METRICS
 from fasta2c.parts import assemble, make_envs
 
@@ -210,6 +211,7 @@ def test_any_spaces_train(observed, taken, recurrent, normalize):
     config = TrainConfig(
         env=f"gymnasium:{name}", num_envs=3, num_steps=4, recurrent=recurrent, recurrent_size=8, shared=normalize,
         normalize_observations=normalize, normalize_rewards=normalize, action_bounds="squash" if normalize else "clip",
+        critic_updates=1 if normalize else 2,
     )  # fmt: skip
     envs = make_envs(config, torch.device("cpu"))
     try:
@@ -221,3 +223,13 @@ def test_any_spaces_train(observed, taken, recurrent, normalize):
     finally:
         envs[0].close()
         gymnasium.registry.pop(name, None)
+
+
+def test_steps_of_the_critic_alone_need_one_alone():
+    config = TrainConfig(critic_updates=2)
+    envs = make_envs(config, torch.device("cpu"))
+    try:
+        with pytest.raises(UserError, match=r"critic_updates: .*--no-shared"):
+            assemble(config, envs, torch.device("cpu"))
+    finally:
+        envs[0].close()

@@ -15,13 +15,16 @@ from fasta2c import accel
 from fasta2c.config import TrainConfig
 from fasta2c.graphs import Graphs
 from fasta2c.learning.advantages import build_estimators, standardise
-from fasta2c.learning.loss import loss_sums
+from fasta2c.learning.loss import loss_sums, value_loss_sum
+from fasta2c.learning.measures import explained_variance, mean_kl
 from fasta2c.learning.optim import clip_grad_norm, schedule, set_learning_rate, step_where
 from fasta2c.learning.rewards import RewardScaler
 from fasta2c.learning.watch import NumberWatch
 from fasta2c.models.actor_critic import ActorCritic
 from fasta2c.rollout.buffer import Chunk, Forward, RolloutBuffer, Unroll, env_slices
 
+# What a critic's target is the return of.
+TARGET_LAMBDAS = {"td0": 0.0, "nstep": 1.0}
 METRICS = ("policy_loss", "value_loss", "entropy", "explained_variance", "grad_norm")
 
 
@@ -71,6 +74,7 @@ class Learner:
         self.reward_scaler = reward_scaler
         device = next(model.parameters()).device
         self._gae, self._vtrace = build_estimators(config.gae, device)
+        self._target_lambda = TARGET_LAMBDAS.get(config.critic_target, config.gae_lambda)
         self.watch = NumberWatch(device, freeze=config.on_nan == "stop")
         self._ent_coef = torch.tensor(config.ent_coef, device=device)
         self._rollout: RolloutBuffer | None = None
@@ -110,6 +114,7 @@ class Learner:
                 if not near.is_cuda and not near:
                     break
             sums, grad_norm = self._step_on(rollout, envs, forwards, advantages_TE, returns_TE, near)
+            self._train_critic(rollout, rewards_TE, envs, ratios_TE, returns_TE, near)
             totals += torch.where(near, sums, 0.0)
             learnt_TE[:, envs] |= rollout.valid_TE[:, envs] & near
             grad_norms.append(grad_norm)
@@ -125,15 +130,21 @@ class Learner:
         self, rollout: RolloutBuffer, rewards_TE: Tensor, envs: slice, ratios_TE: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Advantages and value targets of `envs`, whose actions' probabilities have changed by `ratios_TE`."""
-        rows = (rewards_TE, rollout.values_T1E[:, envs], rollout.terminated_TE[:, envs], rollout.truncated_TE[:, envs])
-        gamma, gae_lambda = self._config.gamma, self._config.gae_lambda
-        if ratios_TE is None:
-            advantages_TE, returns_TE = self._gae(*rows, gamma=gamma, gae_lambda=gae_lambda)
-        else:
-            advantages_TE, returns_TE = self._vtrace(*rows, ratios_TE, gamma=gamma, gae_lambda=gae_lambda)
+        gae_lambda = self._config.gae_lambda
+        advantages_TE, returns_TE = self._estimate(rollout, rewards_TE, envs, ratios_TE, gae_lambda)
+        if self._target_lambda != gae_lambda:
+            _, returns_TE = self._estimate(rollout, rewards_TE, envs, ratios_TE, self._target_lambda)
         if self._config.normalize_advantage:
             advantages_TE = standardise(advantages_TE, rollout.valid_TE[:, envs])
         return advantages_TE, returns_TE
+
+    def _estimate(
+        self, rollout: RolloutBuffer, rewards_TE: Tensor, envs: slice, ratios_TE: Tensor | None, gae_lambda: float
+    ) -> tuple[Tensor, Tensor]:
+        rows = (rewards_TE, rollout.values_T1E[:, envs], rollout.terminated_TE[:, envs], rollout.truncated_TE[:, envs])
+        if ratios_TE is None:
+            return self._gae(*rows, gamma=self._config.gamma, gae_lambda=gae_lambda)
+        return self._vtrace(*rows, ratios_TE, gamma=self._config.gamma, gae_lambda=gae_lambda)
 
     def _step_on(
         self,
@@ -175,6 +186,37 @@ class Learner:
         grad_norm = clip_grad_norm(self._model.parameters(), self._config.max_grad_norm)
         step_where(self._optimizer, near & self.watch.allows(totals, grad_norm))
         return torch.cat([totals, count.float().unsqueeze(0)]), grad_norm
+
+    def _train_critic(
+        self,
+        rollout: RolloutBuffer,
+        rewards_TE: Tensor,
+        envs: slice,
+        ratios_TE: Tensor | None,
+        returns_TE: Tensor,
+        near: Tensor,
+    ) -> None:
+        """The critic's further optimizer steps on the rows of `envs`; arguments as for `_step_on` and `_advantages`.
+
+        Each is towards targets, written into `returns_TE`, that are made of its values as they are by then.
+        """
+        valid_TE, chunks = rollout.valid_TE, list(rollout.chunks(self._samples, envs))
+        count = valid_TE[:, envs].sum().clamp_min(1)
+        for _ in range(self._config.critic_updates - 1):
+            with torch.no_grad():
+                for chunk in chunks:
+                    self._revalue(rollout, *chunk)
+            _, returns_TE[:, envs] = self._estimate(rollout, rewards_TE[:, envs], envs, ratios_TE, self._target_lambda)
+            self._optimizer.zero_grad(set_to_none=True)
+            total = torch.zeros((), device=count.device)
+            for rows, part in chunks:
+                values_B, _ = self._values(rollout, rows, part, rollout.first_state_ES[part])
+                returns_B, valid_B = returns_TE[rows, part].flatten(), valid_TE[rows, part].flatten()
+                loss = value_loss_sum(values_B, returns_B, valid_B, self._config.value_loss)
+                (self._config.vf_coef * loss / count).backward()
+                total += loss.detach()
+            grad_norm = clip_grad_norm(self._model.critic_parameters(), self._config.max_grad_norm)
+            step_where(self._optimizer, near & self.watch.allows(total, grad_norm))
 
     def _rewards(self, rollout: RolloutBuffer) -> Tensor:
         """The rewards [T, E] that are learnt from."""
@@ -236,6 +278,20 @@ class Learner:
             policy_BP, values_B, _ = self._outputs(rollout, *chunk, rollout.first_state_ES[chunk[1]])
             yield Forward(chunk, policy_BP, values_B)
 
+    def _revalue(self, rollout: RolloutBuffer, rows: slice, envs: slice) -> None:
+        """Write the values of some rows by now, and of the one behind the rollout's last, into the rollout."""
+        values_B, state = self._values(rollout, rows, envs, rollout.first_state_ES[envs])
+        rollout.values_T1E[rows, envs] = values_B.view_as(rollout.values_T1E[rows, envs])
+        if rows.stop == rollout.num_steps:
+            last = slice(rows.stop, rows.stop + 1)
+            rollout.values_T1E[last, envs] = self._values(rollout, last, envs, state)[0]
+
+    def _values(self, rollout: RolloutBuffer, rows: slice, envs: slice, state_ES: Tensor) -> tuple[Tensor, Tensor]:
+        """The critic's values for some rows, and what it remembers behind them."""
+        if self._unroll is None:
+            return self._model.values(rollout.observations(rows, envs)), state_ES
+        return self._outputs(rollout, rows, envs, state_ES)[1:]
+
     def _outputs(
         self, rollout: RolloutBuffer, rows: slice, envs: slice, state_ES: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -250,24 +306,3 @@ def _popped(forwards: list[Forward]) -> Iterator[Forward]:
     """Each let go when done with."""
     while forwards:
         yield forwards.pop(0)
-
-
-def mean_kl(ratios_TE: Tensor, valid_TE: Tensor) -> Tensor:
-    """Mean KL divergence over valid rows, 0-dimensional, of the policy that acted from one now `ratios_TE` as likely.
-
-    By r - 1 - log r, which is unbiased and never negative (Schulman 2020, "Approximating KL Divergence").
-    """
-    terms_TE = torch.where(valid_TE, ratios_TE - 1 - ratios_TE.log(), 0.0)
-    return terms_TE.sum() / valid_TE.sum().clamp_min(1)
-
-
-def explained_variance(values_TE: Tensor, returns_TE: Tensor, valid_TE: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns) over valid rows, 0-dimensional; NaN where the returns do not vary."""
-    count = valid_TE.sum().clamp_min(1)
-
-    def variance(x_TE: Tensor) -> Tensor:
-        mean = torch.where(valid_TE, x_TE, 0.0).sum() / count
-        return torch.where(valid_TE, x_TE - mean, 0.0).square().sum() / count
-
-    total = variance(returns_TE)
-    return torch.where(total > 0, 1 - variance(returns_TE - values_TE) / total, torch.nan)

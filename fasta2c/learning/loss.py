@@ -53,14 +53,17 @@ def loss_sums(
     log_probs_B, entropies_B = distribution.log_prob_and_entropy(policy_BP, actions)
     # Action 0 may be illegal there, of probability 0.
     log_probs_B = torch.where(valid_B, log_probs_B, 0.0)
+    return LossSums(
+        policy=-(log_probs_B * advantages_B).sum(),
+        value=value_loss_sum(values_B, returns_B, valid_B, value_loss),
+        entropy=torch.where(valid_B, entropies_B, 0.0).sum(),
+    )
+
+
+def value_loss_sum(values_B: Tensor, returns_B: Tensor, valid_B: Tensor, value_loss: str) -> Tensor:
+    """The value loss alone, 0-dimensional; arguments as for `loss_sums`."""
     # A sample whose value is its own target has no value loss and no gradient.
     targets_B = torch.where(valid_B, returns_B, values_B.detach())
     if value_loss == "huber":
-        value_sum = functional.huber_loss(values_B, targets_B, reduction="sum")
-    else:
-        value_sum = 0.5 * functional.mse_loss(values_B, targets_B, reduction="sum")
-    return LossSums(
-        policy=-(log_probs_B * advantages_B).sum(),
-        value=value_sum,
-        entropy=torch.where(valid_B, entropies_B, 0.0).sum(),
-    )
+        return functional.huber_loss(values_B, targets_B, reduction="sum")
+    return 0.5 * functional.mse_loss(values_B, targets_B, reduction="sum")

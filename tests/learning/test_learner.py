@@ -9,7 +9,7 @@ from helpers import env_spec, vtrace_reference
 from fasta2c.config import TrainConfig
 from fasta2c.graphs import Graphs
 from fasta2c.learning.advantages import gae
-from fasta2c.learning.learner import METRICS, Learner, explained_variance, mean_kl
+from fasta2c.learning.learner import METRICS, Learner
 from fasta2c.learning.loss import loss_sums
 from fasta2c.learning.optim import build_optimizer
 from fasta2c.learning.rewards import RewardScaler
@@ -73,7 +73,13 @@ def test_micro_batches_make_the_same_update(samples, normalize_advantage):
 @pytest.mark.parametrize("poison", [math.nan, 1e6, -1e6])
 @pytest.mark.parametrize("cause", ["terminated", "truncated"])
 @pytest.mark.parametrize(
-    "normalize", [{}, {"normalize_advantage": True}, {"normalize_rewards": True, "reward_clip": 1.0}]
+    "normalize",
+    [
+        {},
+        {"normalize_advantage": True},
+        {"normalize_rewards": True, "reward_clip": 1.0},
+        {"shared": False, "critic_updates": 2, "critic_target": "td0"},
+    ],
 )
 def test_a_poisoned_dummy_row_moves_nothing(poison, cause, normalize):
     def make(poisoned):
@@ -180,20 +186,6 @@ def test_a_step_that_is_too_far_is_not_made_where_the_device_is_not_asked():
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)) and sums[3] == T * E
 
 
-def test_the_divergence_is_that_of_the_distributions():
-    """The mean of r - 1 - log r over what the one draws is its divergence from the other, in float64."""
-    generator = torch.Generator().manual_seed(0)
-    old, new = (torch.softmax(torch.randn(5, generator=generator, dtype=torch.float64), 0) for _ in range(2))
-    drawn = torch.multinomial(old, 400_000, replacement=True, generator=generator).view(-1, 4)
-    ratios = (new / old)[drawn]
-    exact = (old * (old / new).log()).sum()
-    assert mean_kl(ratios, torch.ones_like(ratios, dtype=torch.bool)) == pytest.approx(exact.item(), rel=0.01)
-    ratios[0, 0], valid = math.nan, torch.ones_like(ratios, dtype=torch.bool)
-    valid[0, 0] = False
-    assert mean_kl(ratios, valid) == pytest.approx(exact.item(), rel=0.01)
-    assert mean_kl(torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.bool)) == 0.0
-
-
 def test_the_learning_rate_follows_its_schedule():
     before, _ = learner(lr_schedule="linear")
     model, learn = learner(lr_schedule="linear")
@@ -206,14 +198,6 @@ def test_the_critic_alone_learns_values_when_separate():
     before = [p.detach().clone() for p in model.critic_parameters()]
     learn.update(rollout(), 0.0)
     assert all(torch.equal(a, b) for a, b in zip(before, model.critic_parameters(), strict=True))
-
-
-def test_explained_variance_by_hand():
-    values, returns = torch.tensor([[1.0, 2.0], [3.0, 1e6]]), torch.tensor([[1.0, 3.0], [5.0, math.nan]])
-    valid = torch.tensor([[True, True], [True, False]])
-    # errors 0, 1, 2: variance 2/3; returns 1, 3, 5: variance 8/3
-    assert explained_variance(values, returns, valid).item() == pytest.approx(1 - (2 / 3) / (8 / 3))
-    assert math.isnan(explained_variance(values, torch.ones(2, 2), valid).item())
 
 
 def test_rewards_are_scaled_and_then_cut():
@@ -263,7 +247,9 @@ def one_by_one(buffer, settings, steps):
         rows = [x[:, envs].numpy() for x in (buffer.rewards_TE, values, buffer.terminated_TE, buffer.truncated_TE)]
         advantages = torch.tensor(vtrace_reference(*rows, ratios.numpy(), settings.gamma, settings.gae_lambda)).float()
         valid = buffer.valid_TE[:, envs].flatten()
-        targets = (advantages + values[:T, envs]).flatten()
+        target_lambda = {"gae": settings.gae_lambda, "nstep": 1.0, "td0": 0.0}[settings.critic_target]
+        errors = torch.tensor(vtrace_reference(*rows, ratios.numpy(), settings.gamma, target_lambda)).float()
+        targets = (errors + values[:T, envs]).flatten()
         loss = (
             -(log_probs * advantages.flatten())[valid].mean()
             + settings.vf_coef * 0.5 * (torch.cat(fresh[:T]) - targets)[valid].square().mean()
@@ -273,6 +259,15 @@ def one_by_one(buffer, settings, steps):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
         optimizer.step()
+        for _ in range(settings.critic_updates - 1):
+            fresh = torch.stack([model.values(buffer.observations(slice(t, t + 1), envs)) for t in range(T + 1)])
+            rows[1] = fresh.detach().numpy()
+            errors = torch.tensor(vtrace_reference(*rows, ratios.numpy(), settings.gamma, target_lambda)).float()
+            wrong = (fresh[:T] - fresh[:T].detach() - errors).flatten()
+            optimizer.zero_grad()
+            (settings.vf_coef * 0.5 * wrong[valid].square().mean()).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+            optimizer.step()
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
@@ -293,6 +288,46 @@ def test_minibatches_are_steps_of_their_own(num_minibatches, num_epochs, samples
     assert torch.isfinite(metrics).all()
 
 
+@pytest.mark.parametrize("samples", [1024, 4])
+@pytest.mark.parametrize(("num_minibatches", "num_epochs"), [(1, 1), (2, 2)])
+@pytest.mark.parametrize("critic_updates", [1, 3])
+@pytest.mark.parametrize("critic_target", ["gae", "nstep", "td0"])
+def test_the_critic_has_targets_and_steps_of_its_own(
+    critic_target, critic_updates, num_minibatches, num_epochs, samples
+):
+    buffer = rollout()
+    buffer.log_probs_TE.copy_(torch.linspace(-3, 0, T * E).view(T, E))
+    buffer.truncated_TE[1, 2] = buffer.terminated_TE[2, 5] = True
+    buffer.valid_TE[2, 2] = buffer.valid_TE[3, 5] = False
+    options = {"num_minibatches": num_minibatches, "num_epochs": num_epochs, "gae_lambda": 0.7, "lr": 0.01}
+    options |= {"critic_target": critic_target, "critic_updates": critic_updates, "shared": False}
+    options |= {"optimizer": "rmsprop-tf"}
+    steps = [slice(0, E)] if num_minibatches == 1 else [slice(0, E // 2), slice(E // 2, E)] * num_epochs
+    expected = one_by_one(buffer, TrainConfig(**options), steps)
+    got, metrics = parameters_after(buffer, samples, **options)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    assert torch.isfinite(metrics).all()
+
+
+def test_further_steps_of_the_critic_leave_the_actor():
+    def actor_and_critic(**config):
+        model, learn = learner(shared=False, optimizer="adam", **config)
+        learn.update(rollout(), 0.0)
+        return [torch.cat([p.flatten() for p in part()]) for part in (model.actor_parameters, model.critic_parameters)]
+
+    (actor, critic), (same, other) = actor_and_critic(), actor_and_critic(critic_updates=2)
+    assert torch.equal(actor, same) and not torch.equal(critic, other)
+
+
+def test_further_steps_are_not_made_where_the_numbers_are_bad():
+    buffer = rollout()
+    buffer.rewards_TE[0, 0] = math.nan
+    model, learn = learner(shared=False, critic_updates=3)
+    before = [p.detach().clone() for p in model.parameters()]
+    learn.update(buffer, 0.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
 def test_a_poisoned_dummy_row_moves_nothing_by_vtrace():
     def make(poison):
         buffer = rollout()
@@ -308,10 +343,18 @@ def test_a_poisoned_dummy_row_moves_nothing_by_vtrace():
         assert torch.equal(clean, make(poison))
 
 
+@pytest.mark.parametrize(
+    "again",
+    [
+        {"num_epochs": 2},
+        {"critic_updates": 2, "shared": False},
+        {"num_epochs": 2, "critic_updates": 2, "shared": False},
+    ],
+)
 @pytest.mark.parametrize("keep_graph", [True, False])
-def test_a_second_step_of_a_network_with_memory_unrolls_it_anew(keep_graph):
-    """With a learning rate of 0 the second epoch's values, the one behind the last row too, are those of the first."""
-    settings = TrainConfig(recurrent="gru", recurrent_size=5, num_epochs=2, optimizer="adam", lr=1e-30)
+def test_a_second_step_of_a_network_with_memory_unrolls_it_anew(keep_graph, again):
+    """With a learning rate of 0 a second step's values, the one behind the last row too, are those of the first."""
+    settings = TrainConfig(recurrent="gru", recurrent_size=5, optimizer="adam", lr=1e-30, **again)
     torch.manual_seed(1)
     model = ActorCritic(SPEC, settings)
     buffer = RolloutBuffer(T, E, SPEC, torch.device("cpu"), state_size=model.state_size)
