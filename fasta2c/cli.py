@@ -7,20 +7,30 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import fasta2c
 from fasta2c.errors import Fasta2cError, Stopped, UserError, did_you_mean, is_out_of_memory
+from fasta2c.flags import write_completion
 from fasta2c.verbs import envs, eval, export, play, plot, sweep, train
 
+
+class Verb(NamedTuple):
+    """What a verb does with what follows it, and the flags that it takes."""
+
+    run: Callable[[list[str]], None]
+    flags: type
+
+
 # Verbs import torch and EnvPool where they use them: an overview or a misspelt flag needs neither.
-VERBS: dict[str, Callable[[list[str]], None]] = {
-    "train": train.run,
-    "eval": eval.run,
-    "play": play.run,
-    "plot": plot.run,
-    "sweep": sweep.run,
-    "export": export.run,
-    "envs": envs.run,
+VERBS = {
+    "train": Verb(train.run, train.TrainFlags),
+    "eval": Verb(eval.run, eval.EvalFlags),
+    "play": Verb(play.run, play.PlayFlags),
+    "plot": Verb(plot.run, plot.PlotFlags),
+    "sweep": Verb(sweep.run, sweep.SweepFlags),
+    "export": Verb(export.run, export.ExportFlags),
+    "envs": Verb(envs.run, envs.EnvsFlags),
 }
 
 
@@ -74,7 +84,9 @@ def _dispatch(argv: list[str]) -> None:
     elif argv[0] == "--version":
         print(f"fasta2c {fasta2c.__version__}")
     elif argv[0] in VERBS:
-        VERBS[argv[0]](argv[1:])
+        VERBS[argv[0]].run(argv[1:])
+    elif argv[0].startswith("--tyro-"):
+        write_completion({name: verb.flags for name, verb in VERBS.items()}, argv)
     elif argv[0].startswith("-"):
         raise UserError(f"{argv[0]} comes before the verb; write fasta2c {'|'.join(VERBS)} and flags after it.")
     else:
@@ -83,7 +95,7 @@ def _dispatch(argv: list[str]) -> None:
 
 
 def _overview() -> str:
-    verbs = "\n".join(f"  {name:<7} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items())
+    verbs = "\n".join(f"  {name:<7} {(verb.run.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items())
     return f"""fasta2c {fasta2c.__version__} trains A2C agents as fast as the environments can run.
 
 usage: fasta2c VERB [FLAGS]
@@ -95,4 +107,5 @@ examples:
   fasta2c train --env Atari/Pong --num-envs 256
   fasta2c eval runs/... --episodes 100 --json
 
-The flags of a verb: fasta2c VERB --help"""
+The flags of a verb: fasta2c VERB --help
+Shell completion:    fasta2c --tyro-write-completion bash|zsh|tcsh FILE"""

@@ -288,10 +288,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Keyword arguments for `TrainConfig` from a user's YAML file, a run's config.yaml included.
+    """Keyword arguments for `TrainConfig` from a YAML file, such as a run's config.yaml, or a recipe by its name.
 
-    Raises `UserError` as `read_yaml` and `from_plain` do.
+    Raises `UserError` as `read_yaml` and `from_plain` do, and names recipes where `path` is like one.
     """
+    if not path.exists() and str(path) == path.stem:
+        recipes = {file.stem: file for file in sorted((preset_folder() / "recipes").glob("*.yaml"))}
+        if str(path) not in recipes:
+            hint = did_you_mean(str(path), recipes) or f" Recipes are {', '.join(recipes)}."
+            raise UserError(f"{path}: there is no such file, and no such recipe.{hint}")
+        path = recipes[str(path)]
     values = {k: v for k, v in read_yaml(path).items() if k not in PROVENANCE}
     return from_plain(values, str(path))
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tyro.constructors import ConstructorRegistry
 
 T = TypeVar("T")
+# That tyro writes completions for.
+SHELLS = ("bash", "zsh", "tcsh")
 
 
 @dataclass
@@ -104,9 +106,39 @@ def parse(
             prog=f"fasta2c {verb}",
             args=list(argv),
             default=tyro.MISSING_NONPROP if default is None else default,
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs),
+            config=_config(),
             registry=_registry(env_kwargs or {}),
         )
+
+
+def write_completion(verbs: Mapping[str, type], argv: Sequence[str]) -> None:
+    """Do what `--tyro-write-completion SHELL FILE` or `--tyro-print-completion SHELL` in `argv` asks for.
+
+    Args:
+        verbs: the flags of each.
+        argv: nothing else.
+
+    Raises:
+        UserError: another shell, or a file that cannot be written.
+    """
+    import tyro
+
+    counts = {"--tyro-write-completion": 3, "--tyro-print-completion": 2}
+    if counts.get(argv[0]) != len(argv) or argv[1] not in SHELLS:
+        raise UserError(f"write fasta2c --tyro-write-completion {'|'.join(SHELLS)} FILE, or --tyro-print-completion.")
+    every: Any = typing.Union[  # noqa: UP007 - made of a list
+        tuple(typing.Annotated[cls, tyro.conf.subcommand(name)] for name, cls in verbs.items())
+    ]
+    try:
+        tyro.cli(every, prog="fasta2c", args=list(argv), config=_config(), registry=_registry({}))
+    except OSError as error:
+        raise UserError(f"{argv[-1]} cannot be written ({error.strerror or error}).") from None
+
+
+def _config() -> tuple[Any, ...]:
+    from tyro import conf
+
+    return conf.OmitArgPrefixes, conf.PositionalRequiredArgs
 
 
 def _reason(event: Any, tokens: Mapping[str, list[str]]) -> str:

@@ -560,3 +560,45 @@ def test_envs_json_is_one_list(capsys: pytest.CaptureFixture[str]) -> None:
 def test_mistakes_of_envs(capsys: pytest.CaptureFixture[str], arguments: str, said: str) -> None:
     assert cli.main(["envs", *arguments.split()]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (["tr"], ["train"]),
+        (["train", "--num-ep"], ["--num-epochs"]),
+        (["train", "--optimizer", "rms"], ["rmsprop", "rmsprop-tf"]),
+        (["export", "--fo"], ["--format"]),
+    ],
+)
+def test_a_shell_completes_verbs_flags_and_choices(tmp_path: Path, words: list[str], completed: list[str]) -> None:
+    file = tmp_path / "fasta2c.bash"
+    assert cli.main(["--tyro-write-completion", "bash", str(file)]) == 0
+    script = f"""
+    source {file}
+    COMP_WORDS=(fasta2c {" ".join(words)}); COMP_CWORD={len(words)}
+    $(complete -p fasta2c | sed 's/.*-F \\([^ ]*\\).*/\\1/') fasta2c {words[-1]} {(["fasta2c", *words])[-2]}
+    echo "${{COMPREPLY[@]}}"
+    """
+    shell = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert shell.stdout.split() == completed
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--tyro-write-completion", "fish", "f"],
+        ["--tyro-print-completion"],
+        ["--tyro-write-completion", "bash", "no/f"],
+    ],
+)
+def test_completions_that_cannot_be_written(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    assert cli.main(arguments) == 2
+    one_line(capsys)
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_nothing_is_coloured_where_no_terminal_is(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([verb, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "--" in out and "\x1b" not in out

@@ -276,3 +276,17 @@ def test_every_preset_works_with_a_single_environment(file):
     names = ["", *(read_yaml(file).get("envs") or {})]
     for name in names:
         assert TrainConfig(num_envs=1).with_preset(load_preset(file.stem, name)).minibatches(1) == 1
+
+
+def test_a_recipe_is_found_by_its_name_where_no_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = read_config(Path("td-actor-critic"))
+    assert recipe["gae_lambda"] == 0.0 and recipe["env"] == "Classic/CartPole"
+    Path("td-actor-critic").write_text("gamma: 0.5")
+    assert read_config(Path("td-actor-critic")) == {"gamma": 0.5}
+    with pytest.raises(UserError, match=r"no such recipe. Did you mean td-actor-critic"):
+        read_config(Path("td-actor-critics"))
+    with pytest.raises(UserError, match=r"no such recipe. Recipes are a2c-gae-separate, "):
+        read_config(Path("zzz"))
+    with pytest.raises(UserError, match="cannot be read"):
+        read_config(Path("./sub/td-actor-critic"))

@@ -11,7 +11,7 @@ from fasta2c.flags import parse, scan
 
 
 @dataclass(frozen=True, kw_only=True)
-class _EnvsFlags:
+class EnvsFlags:
     """List environments with what they observe and take, and whether they train here.
 
     PATTERN is a part of an id, or has *: Jumanji, 'Atari/P*', 'gymnasium:Cart*'. All of EnvPool's are listed without.
@@ -27,7 +27,7 @@ def run(argv: list[str]) -> None:
     if len(patterns) > 1:
         raise UserError(f"envs takes one pattern, not {len(patterns)}; quote it where the shell would expand it.")
     flagged = [token for token in argv if token.startswith("-")]
-    flags = parse(_EnvsFlags, "envs [PATTERN]", flagged, scan(flagged, _EnvsFlags))
+    flags = parse(EnvsFlags, "envs [PATTERN]", flagged, scan(flagged, EnvsFlags))
     from fasta2c.envs.catalog import catalog
 
     found = []

@@ -34,7 +34,7 @@ class PlayerFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _EvalFlags(PlayerFlags):
+class EvalFlags(PlayerFlags):
     """Play whole, unclipped episodes with a run's policy, none favoured for being short. Several runs get a table."""
 
     run_dir: tuple[Path, ...]
@@ -54,9 +54,9 @@ class _EvalFlags(PlayerFlags):
 
 def run(argv: list[str]) -> None:
     """Play whole episodes with trained agents."""
-    given = scan(argv, _EvalFlags)
+    given = scan(argv, EvalFlags)
     with errors_named({name: g.flag for name, g in given.items()}):
-        flags = parse(_EvalFlags, "eval", argv, given)
+        flags = parse(EvalFlags, "eval", argv, given)
         if not flags.run_dir:
             raise UserError("RUN_DIR is missing; see fasta2c eval --help.")
         from fasta2c.evaluation import evaluate

@@ -10,7 +10,7 @@ from fasta2c.flags import errors_named, parse, scan
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ExportFlags:
+class ExportFlags:
     """Write a run's policy to one file for another runtime, normalisation included, once it plays there as here."""
 
     run_dir: Path
@@ -27,9 +27,9 @@ class _ExportFlags:
 
 def run(argv: list[str]) -> None:
     """Write a trained agent to a file for another runtime."""
-    given = scan(argv, _ExportFlags)
+    given = scan(argv, ExportFlags)
     with errors_named({name: g.flag for name, g in given.items()}):
-        flags = parse(_ExportFlags, "export", argv, given)
+        flags = parse(ExportFlags, "export", argv, given)
         from fasta2c.tools.export import export
 
         made = export(

@@ -11,7 +11,7 @@ from fasta2c.verbs.eval import PlayerFlags
 
 
 @dataclass(frozen=True, kw_only=True)
-class _PlayFlags(PlayerFlags):
+class PlayFlags(PlayerFlags):
     """Film whole episodes of a run's policy, as the real game shows them."""
 
     run_dir: Path
@@ -39,9 +39,9 @@ class _PlayFlags(PlayerFlags):
 
 def run(argv: list[str]) -> None:
     """Film whole episodes of a trained agent."""
-    given = scan(argv, _PlayFlags)
+    given = scan(argv, PlayFlags)
     with errors_named({name: g.flag for name, g in given.items()}):
-        flags = parse(_PlayFlags, "play", argv, given)
+        flags = parse(PlayFlags, "play", argv, given)
         from fasta2c.tools.play import record
 
         film = record(

@@ -12,7 +12,7 @@ from fasta2c.flags import errors_named, parse, scan
 
 
 @dataclass(frozen=True, kw_only=True)
-class _PlotFlags:
+class PlotFlags:
     """Draw learning curves: return and episode length; seeds of one setting become a mean with a 95 % band."""
 
     run_dir: tuple[Path, ...]
@@ -30,9 +30,9 @@ class _PlotFlags:
 
 def run(argv: list[str]) -> None:
     """Draw learning curves of runs."""
-    given = scan(argv, _PlotFlags)
+    given = scan(argv, PlotFlags)
     with errors_named({name: g.flag for name, g in given.items()}):
-        flags = parse(_PlotFlags, "plot", argv, given)
+        flags = parse(PlotFlags, "plot", argv, given)
         if not flags.run_dir:
             raise UserError("RUN_DIR is missing; see fasta2c plot --help.")
         from fasta2c.tools.plot import plot

@@ -15,7 +15,7 @@ from fasta2c.verbs.settings import base_config
 
 
 @dataclass(frozen=True, kw_only=True)
-class _SweepFlags:
+class SweepFlags:
     """Search settings, each tried with every seed; called again with the same --sweep-dir it goes on."""
 
     space: str = ""
@@ -31,7 +31,7 @@ class _SweepFlags:
     prune: bool = True
     """Give up settings that stand below the median of the others."""
     config: Path | None = None
-    """YAML file of settings for every run."""
+    """YAML file of settings for every run, or a recipe's name."""
     settings: TrainConfig = field(default_factory=TrainConfig)
     """Settings of every run. The defaults shown are those of the environment given."""
 
@@ -41,7 +41,7 @@ class _SweepFlags:
 
 def run(argv: list[str]) -> None:
     """Search for good settings."""
-    given = scan(argv, _SweepFlags)
+    given = scan(argv, SweepFlags)
     origins = {name: g.flag for name, g in given.items()}
     for name in ("seed", "run_dir", "init_from"):
         if name in given:
@@ -50,7 +50,7 @@ def run(argv: list[str]) -> None:
         base = base_config(given, origins)
         if "space" not in given and not {"-h", "--help"} & set(argv):
             raise UserError("--space is missing; see fasta2c sweep --help.")
-        flags = parse(_SweepFlags, "sweep", argv, given, _SweepFlags(settings=base), env_kwargs=base.env_kwargs)
+        flags = parse(SweepFlags, "sweep", argv, given, SweepFlags(settings=base), env_kwargs=base.env_kwargs)
         from fasta2c.tools.sweep import sweep
 
         tried = sweep(

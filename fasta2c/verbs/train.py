@@ -12,11 +12,11 @@ from fasta2c.verbs.settings import base_config
 
 
 @dataclass(frozen=True, kw_only=True)
-class _TrainFlags:
+class TrainFlags:
     """Train an agent. Later ones win: defaults, the environment's preset, --config, flags."""
 
     config: Path | None = None
-    """YAML file of settings, such as a run's config.yaml; it wins over the preset, flags win over it."""
+    """YAML file of settings, such as a run's config.yaml, or a recipe's name; over the preset, below flags."""
     resume: Path | None = None
     """Run directory to go on with; the run may be made longer, not learn differently."""
     settings: TrainConfig = field(default_factory=TrainConfig)
@@ -25,11 +25,11 @@ class _TrainFlags:
 
 def run(argv: list[str]) -> None:
     """Train an agent."""
-    given = scan(argv, _TrainFlags)
+    given = scan(argv, TrainFlags)
     origins = {name: g.flag for name, g in given.items()}
     with errors_named(origins):
         base = base_config(given, origins)
-        flags = parse(_TrainFlags, "train", argv, given, _TrainFlags(settings=base), env_kwargs=base.env_kwargs)
+        flags = parse(TrainFlags, "train", argv, given, TrainFlags(settings=base), env_kwargs=base.env_kwargs)
         from fasta2c.trainer import train
 
         config = flags.settings
