@@ -26,9 +26,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The README's environment on the device, as the module `reach`."""
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    code = next(block for block in readme.split("```python\n") if block.startswith("import gymnasium"))
+    """The documented environment on the device, as the module `reach`."""
+    page = (Path(__file__).parents[1] / "docs" / "environments.md").read_text(encoding="utf-8")
+    code = next(block for block in page.split("```python\n") if "class Reach" in block)
     (tmp_path / "reach.py").write_text(code.partition("```")[0], encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     yield

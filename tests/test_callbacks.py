@@ -74,9 +74,9 @@ def test_a_callback_ends_a_run_as_its_budget_would(tmp_path):
     assert train(TrainConfig(quiet=True), resume=result.run_dir).updates > 7, "and it can go on"
 
 
-def test_the_readmes_callback_ends_a_run_that_learns_no_more(tmp_path):
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    code = next(block for block in readme.split("```python\n") if "class Patience" in block).partition("```")[0]
+def test_the_documented_callback_ends_a_run_that_learns_no_more(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "python.md").read_text(encoding="utf-8")
+    code = next(block for block in page.split("```python\n") if "class Patience" in block).partition("```")[0]
     names: dict = {}
     exec(code.partition("\nresult = ")[0], names)
     config = TrainConfig(run_dir=tmp_path / "run", lr=1e-30, critic_lr=1e-30, **{**SMALL, "total_steps": 10**6})

@@ -38,9 +38,12 @@ def catalog(pattern: str = "*") -> Iterator[Entry]:
     """The environments whose id or Family/Name matches `pattern`, case ignored; * stands for anything.
 
     A pattern without * matches wherever it stands. EnvPool's are listed; after "gymnasium:" Gymnasium's, each of which
-    has to be made for it.
+    has to be made for it. A whole name of yours, `gymnasium:module:ID` or `torch:module:Class`, stands for itself.
     """
     scheme, colon, rest = pattern.lower().partition(":")
+    if colon and (scheme == "torch" or ":" in rest):
+        yield _describe(pattern, pattern)
+        return
     if colon and scheme == "gymnasium":
         wanted = _wildcard(rest)
         for name in sorted(gymnasium.registry):

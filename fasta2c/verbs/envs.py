@@ -14,7 +14,8 @@ from fasta2c.flags import parse, scan
 class EnvsFlags:
     """List environments with what they observe and take, and whether they train here.
 
-    PATTERN is a part of an id, or has *: Jumanji, 'Atari/P*', 'gymnasium:Cart*'. All of EnvPool's are listed without.
+    PATTERN is a part of an id, or has *: Jumanji, 'Atari/P*', 'gymnasium:Cart*'; or the name of one of yours:
+    gymnasium:module:ID, torch:module:Class. All of EnvPool's are listed without.
     """
 
     json: bool = False

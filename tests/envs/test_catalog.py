@@ -54,3 +54,19 @@ def test_gymnasiums_environments_are_behind_their_prefix():
         assert "no_such_module" in only("gymnasium:*Broken*").reason
     finally:
         gymnasium.registry.pop("test_catalog/Broken-v0")
+
+
+@pytest.mark.usefixtures("reach")
+def test_your_own_are_told_of_by_their_whole_names(tmp_path):
+    (tmp_path / "cells.py").write_text(
+        "import gymnasium\n"
+        "class Cells(gymnasium.Env):\n"
+        "    observation_space, action_space = gymnasium.spaces.Discrete(10), gymnasium.spaces.Discrete(3)\n"
+        "gymnasium.register('Cells-v0', entry_point=Cells)\n"
+    )
+    (cells,) = catalog("gymnasium:cells:Cells-v0")
+    assert cells.trains and cells.actions == "3 choices" and cells.backend == "gymnasium"
+    (reach,) = catalog("torch:reach:Reach")
+    assert reach.trains and reach.actions == "2 real numbers"
+    (missing,) = catalog("torch:nowhere:Reach")
+    assert not missing.trains and "nowhere" in missing.reason
