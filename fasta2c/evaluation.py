@@ -89,12 +89,17 @@ def evaluate(
     policy = load_policy(run_dir, checkpoint_name=checkpoint, device=device, seed=seed or 0)
     envs = make_eval_envs(policy.config, min(episodes, num_envs or 32), policy.device, seed, env_kwargs=env_kwargs)
     try:
-        if not envs.spec.fits(policy.spec):
-            raise UserError("env_kwargs: the policy was trained with other observations or actions than these give.")
+        check_fit(policy, envs)
         with Progress(episodes, description="evaluating", unit="episodes", quiet=not progress) as display:
             return play(policy, envs, episodes, greedy=greedy, on_episode=counted_on(display))
     finally:
         envs.close()
+
+
+def check_fit(policy: Policy, envs: VectorEnvs) -> None:
+    """Raise `UserError` where `policy` was trained with other observations or actions than those of `envs`."""
+    if not envs.spec.fits(policy.spec):
+        raise UserError("env_kwargs: the policy was trained with other observations or actions than these give.")
 
 
 def counted_on(display: Progress) -> Callable[[float], None]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fasta2c.errors import UserError
-from fasta2c.evaluation import EvalResult, Games, counted_on, make_eval_envs, play
+from fasta2c.evaluation import EvalResult, Games, check_fit, counted_on, make_eval_envs, play
 from fasta2c.policy import load_policy
 from fasta2c.run.film import Film, check_film, tiled
 from fasta2c.run.progress import Progress
@@ -36,6 +38,7 @@ def record(
     greedy: bool = False,
     device: str = "auto",
     seed: int | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
     fps: float | None = None,
     captions: bool = True,
     progress: bool = False,
@@ -51,12 +54,14 @@ def record(
         greedy: take the likeliest action instead of sampling.
         device: "auto", "cpu", "cuda" or "cuda:N".
         seed: of environments and sampling; the run's own unless given.
+        env_kwargs: options of the environment, laid over those that it was trained with.
         fps: env steps shown in a second; the game's own pace unless given.
         captions: write score and step below each picture.
         progress: show how many games have ended.
 
     Raises:
-        UserError: no such run, a file that cannot be made, or an environment that cannot be drawn.
+        UserError: no such run, a file that cannot be made, an environment that cannot be drawn, or options that it
+            does not take or that change what is observed.
         RunError: the film cannot be written to its end.
     """
     out = Path(out)
@@ -66,8 +71,9 @@ def record(
     if episodes < num_envs:
         raise UserError(f"episodes: {episodes} for {num_envs} environments; each needs one to show.")
     policy = load_policy(run_dir, checkpoint_name=checkpoint, device=device, seed=seed or 0)
-    envs = make_eval_envs(policy.config, num_envs, policy.device, seed, render=True)
+    envs = make_eval_envs(policy.config, num_envs, policy.device, seed, env_kwargs=env_kwargs, render=True)
     try:
+        check_fit(policy, envs)
         pace = fps or envs.fps
         with (
             Film(out, pace) as film,

@@ -29,6 +29,8 @@ class PlayerFlags:
     """auto (a GPU where there is one), cpu, cuda or cuda:N."""
     seed: int | None = None
     """Seed of environments and sampling; the run's own unless given."""
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Options of the environment as JSON, laid over those it was trained with."""
     quiet: bool = False
     """Show no progress."""
 
@@ -43,8 +45,6 @@ class EvalFlags(PlayerFlags):
     """Episodes to play with each."""
     num_envs: int | None = None
     """Environments that share the episodes; at most 32 unless given."""
-    env_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Options of the environment as JSON, laid over those it was trained with."""
     json: bool = False
     """Print one JSON object; of several runs, a list of them."""
 

@@ -53,6 +53,7 @@ def run(argv: list[str]) -> None:
             greedy=flags.greedy,
             device=flags.device,
             seed=flags.seed,
+            env_kwargs=flags.env_kwargs,
             fps=flags.fps,
             captions=flags.captions,
             progress=not flags.quiet,

@@ -231,3 +231,12 @@ def test_the_command_line_says_what_it_made(run, tmp_path, monkeypatch, capsys):
     assert len(frames("play.mp4")) > 5
     assert main(["play", str(run), "--quiet", "--out", "b.gif"]) == 0
     assert capsys.readouterr().out == "b.gif\n"
+
+
+def test_other_options_show_other_games(run, tmp_path, capsys):
+    film = record(run, tmp_path / "a.gif", env_kwargs={"max_episode_steps": 5}, captions=False)
+    assert film.pictures == 6 and film.result.mean_length == 5
+    arguments = ["play", str(run), "--out", str(tmp_path / "b.gif"), "--env-kwargs", '{"max_episode_steps": 3}']
+    assert main([*arguments, "--quiet"]) == 0 and len(frames(tmp_path / "b.gif")) == 4
+    assert main([*arguments[:-1], '{"nonsense": 3}']) == 2
+    assert "nonsense" in capsys.readouterr().err
