@@ -114,7 +114,8 @@ class Learner:
                 if not near.is_cuda and not near:
                     break
             sums, grad_norm = self._step_on(rollout, envs, forwards, advantages_TE, returns_TE, near)
-            self._train_critic(rollout, rewards_TE, envs, ratios_TE, returns_TE, near)
+            for _ in range(self._config.critic_updates - 1):
+                self._step_critic(rollout, rewards_TE, envs, ratios_TE, returns_TE, near)
             totals += torch.where(near, sums, 0.0)
             learnt_TE[:, envs] |= rollout.valid_TE[:, envs] & near
             grad_norms.append(grad_norm)
@@ -187,7 +188,7 @@ class Learner:
         step_where(self._optimizer, near & self.watch.allows(totals, grad_norm))
         return torch.cat([totals, count.float().unsqueeze(0)]), grad_norm
 
-    def _train_critic(
+    def _step_critic(
         self,
         rollout: RolloutBuffer,
         rewards_TE: Tensor,
@@ -196,27 +197,26 @@ class Learner:
         returns_TE: Tensor,
         near: Tensor,
     ) -> None:
-        """The critic's further optimizer steps on the rows of `envs`; arguments as for `_step_on` and `_advantages`.
+        """One more optimizer step of the critic alone on the rows of `envs`, behind the policy's.
 
-        Each is towards targets, written into `returns_TE`, that are made of its values as they are by then.
+        Its targets are made of its values as they are by now, both written down: in `returns_TE` and in the rollout.
+        All else is as it was for the policy's step.
         """
         valid_TE, chunks = rollout.valid_TE, list(rollout.chunks(self._samples, envs))
-        count = valid_TE[:, envs].sum().clamp_min(1)
-        for _ in range(self._config.critic_updates - 1):
-            with torch.no_grad():
-                for chunk in chunks:
-                    self._revalue(rollout, *chunk)
-            _, returns_TE[:, envs] = self._estimate(rollout, rewards_TE[:, envs], envs, ratios_TE, self._target_lambda)
-            self._optimizer.zero_grad(set_to_none=True)
-            total = torch.zeros((), device=count.device)
-            for rows, part in chunks:
-                values_B, _ = self._values(rollout, rows, part, rollout.first_state_ES[part])
-                returns_B, valid_B = returns_TE[rows, part].flatten(), valid_TE[rows, part].flatten()
-                loss = value_loss_sum(values_B, returns_B, valid_B, self._config.value_loss)
-                (self._config.vf_coef * loss / count).backward()
-                total += loss.detach()
-            grad_norm = clip_grad_norm(self._model.critic_parameters(), self._config.max_grad_norm)
-            step_where(self._optimizer, near & self.watch.allows(total, grad_norm))
+        count, total = valid_TE[:, envs].sum().clamp_min(1), torch.zeros((), device=near.device)
+        with torch.no_grad():
+            for chunk in chunks:
+                self._revalue(rollout, *chunk)
+        _, returns_TE[:, envs] = self._estimate(rollout, rewards_TE[:, envs], envs, ratios_TE, self._target_lambda)
+        self._optimizer.zero_grad(set_to_none=True)
+        for rows, part in chunks:
+            values_B, _ = self._values(rollout, rows, part, rollout.first_state_ES[part])
+            returns_B, valid_B = returns_TE[rows, part].flatten(), valid_TE[rows, part].flatten()
+            loss = value_loss_sum(values_B, returns_B, valid_B, self._config.value_loss)
+            (self._config.vf_coef * loss / count).backward()
+            total += loss.detach()
+        grad_norm = clip_grad_norm(self._model.critic_parameters(), self._config.max_grad_norm)
+        step_where(self._optimizer, near & self.watch.allows(total, grad_norm))
 
     def _rewards(self, rollout: RolloutBuffer) -> Tensor:
         """The rewards [T, E] that are learnt from."""
