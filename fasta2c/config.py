@@ -48,7 +48,7 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the encoders; auto takes bf16 where the processor has it and the encoder is a CNN."""
     compile: bool = False
-    """Compile the network with torch.compile (a minute at the start, faster afterwards)."""
+    """Compile the network with torch.compile (half a minute at the start, faster afterwards)."""
     env_threads: Whole = 0
     """EnvPool's threads; 0 takes one for each core this process may use."""
     env_groups: Count | Literal["auto"] = "auto"
@@ -292,10 +292,10 @@ def read_config(path: Path) -> dict[str, Any]:
 
     Raises `UserError` as `read_yaml` and `from_plain` do, and names recipes where `path` is like one.
     """
-    if not path.exists() and str(path) == path.stem:
+    if path.name == str(path) and path.suffix in ("", ".yaml") and not path.is_file():
         recipes = {file.stem: file for file in sorted((preset_folder() / "recipes").glob("*.yaml"))}
         if str(path) not in recipes:
-            hint = did_you_mean(str(path), recipes) or f" Recipes are {', '.join(recipes)}."
+            hint = did_you_mean(path.stem, recipes) or f" Recipes are {', '.join(recipes)}."
             raise UserError(f"{path}: there is no such file, and no such recipe.{hint}")
         path = recipes[str(path)]
     values = {k: v for k, v in read_yaml(path).items() if k not in PROVENANCE}

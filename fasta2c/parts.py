@@ -58,10 +58,12 @@ def make_envs(config: TrainConfig, device: torch.device, *, stream: int = 0) -> 
         stream: another one means other seeds.
 
     Raises:
-        UserError: as the backends say.
+        UserError: as the backends say, or settings that exclude each other.
     """
     if config.num_envs == "auto":
         raise ValueError('num_envs is "auto": fasta2c.tune.tune finds a number.')
+    if config.critic_updates > 1 and config.shared:
+        raise UserError("critic_updates: steps of the critic alone need a network of its own; add --no-shared.")
     env_id = resolve(config.env)
     if env_id.backend == "envpool":
         spec = look_up_spec(env_id, config.env_kwargs)
@@ -92,8 +94,6 @@ def assemble(config: TrainConfig, envs: Sequence[HostEnvs | TorchEnvs], device: 
     num_minibatches = config.minibatches(num_envs)
     if num_minibatches > num_envs:
         raise UserError(f"num_minibatches: {num_minibatches} are more than the {num_envs} environments.")
-    if config.critic_updates > 1 and config.shared:
-        raise UserError("critic_updates: steps of the critic alone need a network of its own; add --no-shared.")
     accel.prepare_training(device, deterministic=config.deterministic)
     torch.manual_seed(config.seed)
     model = build_model(spec, config, device)

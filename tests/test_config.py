@@ -288,5 +288,9 @@ def test_a_recipe_is_found_by_its_name_where_no_file_is(tmp_path: Path, monkeypa
         read_config(Path("td-actor-critics"))
     with pytest.raises(UserError, match=r"no such recipe. Recipes are a2c-gae-separate, "):
         read_config(Path("zzz"))
+    with pytest.raises(UserError, match=r"Did you mean pong"):
+        read_config(Path("pong.yaml"))
+    Path("pong").mkdir()
+    assert read_config(Path("pong"))["env"] == "Atari/Pong"
     with pytest.raises(UserError, match="cannot be read"):
         read_config(Path("./sub/td-actor-critic"))

@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+import sys
 from configparser import ConfigParser
 from dataclasses import replace
 from pathlib import Path
@@ -156,3 +157,28 @@ def test_the_flags_that_the_docs_name_exist():
     for page in PAGES:
         unknown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / page).read_text())) - known
         assert not unknown - (foreign if page == "docs/migrating.md" else set()), page
+
+
+def test_the_command_that_is_sb3s_a2c_has_its_defaults(monkeypatch):
+    """Stable-Baselines3 2.9, `a2c.py`: what `A2C("MlpPolicy", env)` is made with."""
+    text = (ROOT / "docs/migrating.md").read_text(encoding="utf-8")
+    (words,) = [words for kind, block, _ in blocks("docs/migrating.md") if kind == "bash" for words in commands(block)]
+    assert "n_envs=16), n_steps=5, learning_rate=7e-4, ent_coef=0.01" in text
+    found = []
+    monkeypatch.setattr("fasta2c.trainer.train", lambda config, **_: found.append(config) or sys.exit(0))
+    assert main(words[1:]) == 0
+    theirs = {
+        "num_envs": 16, "num_steps": 5, "lr": 7e-4, "ent_coef": 0.01, "total_steps": 100_000,
+        "gamma": 0.99, "gae_lambda": 1.0, "vf_coef": 2 * 0.5, "max_grad_norm": 0.5, "optimizer": "rmsprop",
+        "optimizer_eps": 1e-5, "rmsprop_alpha": 0.99, "lr_schedule": "constant", "normalize_advantage": False,
+        "shared": False, "hidden_sizes": (64, 64), "activation": "tanh", "num_epochs": 1, "num_minibatches": 1,
+        "normalize_observations": False, "normalize_rewards": False, "reward_clip": 0.0, "sde": False,
+    }  # fmt: skip
+    assert {name: getattr(found[0], name) for name in theirs} == theirs
+    assert found[0].critic_lr == found[0].lr and found[0].ent_schedule == "constant"
+
+
+def test_every_recipe_has_its_result():
+    page = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+    recipes = {file.stem for file in (ROOT / "configs" / "recipes").glob("*.yaml")}
+    assert {row.split("`")[1] for row in page.splitlines() if row.startswith("| `")} == recipes

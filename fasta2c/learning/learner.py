@@ -25,6 +25,8 @@ from fasta2c.rollout.buffer import Chunk, Forward, RolloutBuffer, Unroll, env_sl
 
 # What a critic's target is the return of.
 TARGET_LAMBDAS = {"td0": 0.0, "nstep": 1.0}
+# Values [T + 1, E] and lambda to advantages and returns [T, envs].
+Estimate = Callable[[Tensor, float], tuple[Tensor, Tensor]]
 METRICS = ("policy_loss", "value_loss", "entropy", "explained_variance", "grad_norm")
 
 
@@ -99,6 +101,7 @@ class Learner:
         self.watch.examine(rollout)
         rewards_TE = self._rewards(rollout)
         advantages_TE, returns_TE = torch.empty_like(rewards_TE), torch.zeros_like(rewards_TE)
+        targets_TE = returns_TE if self._target_lambda == self._config.gae_lambda else torch.empty_like(returns_TE)
         learnt_TE = torch.zeros_like(rollout.valid_TE)
         totals, grad_norms = torch.zeros(4, device=returns_TE.device), []
         near = torch.ones((), dtype=torch.bool, device=returns_TE.device)
@@ -106,16 +109,17 @@ class Learner:
         for number, envs in enumerate(shares * self._config.num_epochs):
             # The first step is that of the policy that acted; what follows learns from another's actions.
             forwards, ratios_TE = (self._forwards(rollout, envs), None) if number == 0 else self._anew(rollout, envs)
-            advantages_TE[:, envs], returns_TE[:, envs] = self._advantages(
-                rollout, rewards_TE[:, envs], envs, ratios_TE
-            )
+            estimate = self._estimator(rollout, rewards_TE, envs, ratios_TE)
+            advantages_TE[:, envs], returns_TE[:, envs] = self._advantages(rollout, envs, estimate)
+            if targets_TE is not returns_TE:
+                targets_TE[:, envs] = estimate(rollout.values_T1E, self._target_lambda)[1]
             if ratios_TE is not None and self._config.target_kl:
                 near = near & (mean_kl(ratios_TE, rollout.valid_TE[:, envs]) <= self._config.target_kl)
                 if not near.is_cuda and not near:
                     break
-            sums, grad_norm = self._step_on(rollout, envs, forwards, advantages_TE, returns_TE, near)
+            sums, grad_norm = self._step_on(rollout, envs, forwards, advantages_TE, targets_TE, near)
             for _ in range(self._config.critic_updates - 1):
-                self._step_critic(rollout, rewards_TE, envs, ratios_TE, returns_TE, near)
+                self._step_critic(rollout, envs, estimate, near)
             totals += torch.where(near, sums, 0.0)
             learnt_TE[:, envs] |= rollout.valid_TE[:, envs] & near
             grad_norms.append(grad_norm)
@@ -127,25 +131,24 @@ class Learner:
         explained = explained_variance(rollout.values_T1E[:-1], returns_TE, learnt_TE)
         return torch.cat([means, torch.stack([explained, torch.stack(grad_norms).mean()])])
 
-    def _advantages(
-        self, rollout: RolloutBuffer, rewards_TE: Tensor, envs: slice, ratios_TE: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Advantages and value targets of `envs`, whose actions' probabilities have changed by `ratios_TE`."""
-        gae_lambda = self._config.gae_lambda
-        advantages_TE, returns_TE = self._estimate(rollout, rewards_TE, envs, ratios_TE, gae_lambda)
-        if self._target_lambda != gae_lambda:
-            _, returns_TE = self._estimate(rollout, rewards_TE, envs, ratios_TE, self._target_lambda)
+    def _advantages(self, rollout: RolloutBuffer, envs: slice, estimate: Estimate) -> tuple[Tensor, Tensor]:
+        """Advantages and returns of `envs` by gae_lambda."""
+        advantages_TE, returns_TE = estimate(rollout.values_T1E, self._config.gae_lambda)
         if self._config.normalize_advantage:
             advantages_TE = standardise(advantages_TE, rollout.valid_TE[:, envs])
         return advantages_TE, returns_TE
 
-    def _estimate(
-        self, rollout: RolloutBuffer, rewards_TE: Tensor, envs: slice, ratios_TE: Tensor | None, gae_lambda: float
-    ) -> tuple[Tensor, Tensor]:
-        rows = (rewards_TE, rollout.values_T1E[:, envs], rollout.terminated_TE[:, envs], rollout.truncated_TE[:, envs])
-        if ratios_TE is None:
-            return self._gae(*rows, gamma=self._config.gamma, gae_lambda=gae_lambda)
-        return self._vtrace(*rows, ratios_TE, gamma=self._config.gamma, gae_lambda=gae_lambda)
+    def _estimator(self, rollout: RolloutBuffer, rewards_TE: Tensor, envs: slice, ratios_TE: Tensor | None) -> Estimate:
+        """Makes advantages and returns of `envs`, whose actions' probabilities have changed by `ratios_TE`."""
+        ends = (rollout.terminated_TE[:, envs], rollout.truncated_TE[:, envs])
+        changed = () if ratios_TE is None else (ratios_TE,)
+        scan = self._gae if ratios_TE is None else self._vtrace
+
+        def estimate(values_T1E: Tensor, gae_lambda: float) -> tuple[Tensor, Tensor]:
+            rows = (rewards_TE[:, envs], values_T1E[:, envs], *ends, *changed)
+            return scan(*rows, gamma=self._config.gamma, gae_lambda=gae_lambda)
+
+        return estimate
 
     def _step_on(
         self,
@@ -153,7 +156,7 @@ class Learner:
         envs: slice,
         forwards: Iterable[Forward],
         advantages_TE: Tensor,
-        returns_TE: Tensor,
+        targets_TE: Tensor,
         near: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """One optimizer step on the rows of `envs`.
@@ -163,7 +166,7 @@ class Learner:
             envs: whose rows these are.
             forwards: the model's outputs, which together cover them.
             advantages_TE: those of `envs` up to date.
-            returns_TE: value targets, those of `envs` up to date.
+            targets_TE: of the values, those of `envs` up to date.
             near: whether the step is to be made at all.
 
         Returns:
@@ -172,7 +175,7 @@ class Learner:
         count = rollout.valid_TE[:, envs].sum().clamp_min(1)
         totals = torch.zeros(3, device=count.device)
         self._optimizer.zero_grad(set_to_none=True)
-        learnt = (rollout.actions_TE, advantages_TE, returns_TE, rollout.valid_TE)
+        learnt = (rollout.actions_TE, advantages_TE, targets_TE, rollout.valid_TE)
         for (rows, part), policy_BP, values_B in forwards:
             sums = loss_sums(
                 self._model.distribution,
@@ -188,31 +191,23 @@ class Learner:
         step_where(self._optimizer, near & self.watch.allows(totals, grad_norm))
         return torch.cat([totals, count.float().unsqueeze(0)]), grad_norm
 
-    def _step_critic(
-        self,
-        rollout: RolloutBuffer,
-        rewards_TE: Tensor,
-        envs: slice,
-        ratios_TE: Tensor | None,
-        returns_TE: Tensor,
-        near: Tensor,
-    ) -> None:
+    def _step_critic(self, rollout: RolloutBuffer, envs: slice, estimate: Estimate, near: Tensor) -> None:
         """One more optimizer step of the critic alone on the rows of `envs`, behind the policy's.
 
-        Its targets are made of its values as they are by now, both written down: in `returns_TE` and in the rollout.
-        All else is as it was for the policy's step.
+        Its targets are made of its values as they are by now; what the rollout holds stays what the policy learnt from.
         """
         valid_TE, chunks = rollout.valid_TE, list(rollout.chunks(self._samples, envs))
         count, total = valid_TE[:, envs].sum().clamp_min(1), torch.zeros((), device=near.device)
+        values_T1E, targets_TE = torch.empty_like(rollout.values_T1E), torch.empty_like(rollout.rewards_TE)
         with torch.no_grad():
             for chunk in chunks:
-                self._revalue(rollout, *chunk)
-        _, returns_TE[:, envs] = self._estimate(rollout, rewards_TE[:, envs], envs, ratios_TE, self._target_lambda)
+                self._write_values(rollout, *chunk, values_T1E)
+        targets_TE[:, envs] = estimate(values_T1E, self._target_lambda)[1]
         self._optimizer.zero_grad(set_to_none=True)
         for rows, part in chunks:
             values_B, _ = self._values(rollout, rows, part, rollout.first_state_ES[part])
-            returns_B, valid_B = returns_TE[rows, part].flatten(), valid_TE[rows, part].flatten()
-            loss = value_loss_sum(values_B, returns_B, valid_B, self._config.value_loss)
+            targets_B, valid_B = targets_TE[rows, part].flatten(), valid_TE[rows, part].flatten()
+            loss = value_loss_sum(values_B, targets_B, valid_B, self._config.value_loss)
             (self._config.vf_coef * loss / count).backward()
             total += loss.detach()
         grad_norm = clip_grad_norm(self._model.critic_parameters(), self._config.max_grad_norm)
@@ -278,13 +273,13 @@ class Learner:
             policy_BP, values_B, _ = self._outputs(rollout, *chunk, rollout.first_state_ES[chunk[1]])
             yield Forward(chunk, policy_BP, values_B)
 
-    def _revalue(self, rollout: RolloutBuffer, rows: slice, envs: slice) -> None:
-        """Write the values of some rows by now, and of the one behind the rollout's last, into the rollout."""
+    def _write_values(self, rollout: RolloutBuffer, rows: slice, envs: slice, values_T1E: Tensor) -> None:
+        """Write the values of some rows by now, and of the one behind the rollout's last, into `values_T1E`."""
         values_B, state = self._values(rollout, rows, envs, rollout.first_state_ES[envs])
-        rollout.values_T1E[rows, envs] = values_B.view_as(rollout.values_T1E[rows, envs])
+        values_T1E[rows, envs] = values_B.view_as(values_T1E[rows, envs])
         if rows.stop == rollout.num_steps:
             last = slice(rows.stop, rows.stop + 1)
-            rollout.values_T1E[last, envs] = self._values(rollout, last, envs, state)[0]
+            values_T1E[last, envs] = self._values(rollout, last, envs, state)[0]
 
     def _values(self, rollout: RolloutBuffer, rows: slice, envs: slice, state_ES: Tensor) -> tuple[Tensor, Tensor]:
         """The critic's values for some rows, and what it remembers behind them."""

@@ -20,6 +20,9 @@ import yaml
 
 from fasta2c.errors import RunError, UserError
 
+# What a run keeps in its folder beside TensorBoard's files and checkpoints.
+FILES = ("config.yaml", "metrics.csv", "summary.json")
+
 
 class RunDirectory:
     """A run's folder; `create` and `open` make one, `close` (or leaving a `with`) releases its lock."""
@@ -120,7 +123,7 @@ class RunDirectory:
 
     def write_summary(self, values: Mapping[str, Any]) -> None:
         """Write `values` to summary.json, NaN and infinities as null. Raises `RunError` if the disk refuses."""
-        self._write(self.summary_file, json.dumps(_finite(values), indent=2, allow_nan=False) + "\n")
+        self._write(self.summary_file, json.dumps(finite(values), indent=2, allow_nan=False) + "\n")
 
     def close(self) -> None:
         """Release the lock, if held."""
@@ -150,6 +153,8 @@ def check_output(path: Path) -> None:
     try:
         if not path.parent.is_dir():
             raise UserError(f"{path.parent} is no folder; make it first, or name another file.")
+        if _is_of_a_run(path.resolve()):
+            raise UserError(f"{path} is a file of a run's own; name another.")
         with contextlib.suppress(FileNotFoundError):
             mode = path.stat().st_mode
             if stat.S_ISDIR(mode):
@@ -158,6 +163,13 @@ def check_output(path: Path) -> None:
                 raise UserError(f"{path} is no file; name another.")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise UserError(f"{path} cannot be written ({_reason(error)}).") from None
+
+
+def _is_of_a_run(path: Path) -> bool:
+    """Whether a run keeps a file at `path`, which is resolved."""
+    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    ours = path.name in FILES or path.name.startswith("events.out.tfevents.") or path.parent.name == "checkpoints"
+    return ours and (run / "config.yaml").is_file()
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
@@ -231,8 +243,7 @@ def _refuse_if_taken(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another --run-dir.")
     names = [p.name for p in folder.iterdir() if not p.name.startswith(".")]
-    ours = {"config.yaml", "checkpoints", "metrics.csv", "summary.json"}
-    if any(name in ours or name.startswith("events.out.tfevents.") for name in names):
+    if any(name in FILES or name == "checkpoints" or name.startswith("events.out.tfevents.") for name in names):
         raise UserError(f"{folder} holds another run; continue it with --resume {folder} or choose another --run-dir.")
     if names:
         raise UserError(f"{folder} is not empty; choose a new or empty folder as --run-dir.")
@@ -253,12 +264,12 @@ def _lock(folder: Path) -> int:
     return descriptor
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """`value` with NaN and infinities, which JSON lacks, replaced by None at any depth."""
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,9 @@ from fasta2c.models.actor_critic import ActorCritic
 from fasta2c.models.distributions import Categorical
 from fasta2c.models.layers import Tanh
 from fasta2c.policy import Policy, load_policy
-from fasta2c.run.directory import check_output, write_atomically
+from fasta2c.run.directory import check_output, finite, write_atomically
 from fasta2c.run.progress import Progress
-from fasta2c.tools.formats import FORMATS, FormatName, Runtime, Signature, by_ending, quiet
+from fasta2c.tools.formats import FORMATS, FormatName, Runtime, Signature, choose, quiet
 
 # How far a file's numbers may be from the policy's; of numbers above 1, as a share of them.
 TOLERANCE = 1e-4
@@ -51,7 +51,7 @@ def export(
     run_dir: str | Path,
     out: str | Path | None = None,
     *,
-    format: FormatName | None = None,
+    format: FormatName | Literal["auto"] = "auto",
     checkpoint: str = "latest",
     progress: bool = False,
 ) -> Export:
@@ -65,16 +65,18 @@ def export(
         run_dir: a run directory, or a checkpoint file.
         out: the file, replaced when the new one is whole; `policy` with the format's ending unless given.
         format: "onnx" (ONNX Runtime), "torchscript" (`torch.jit.load`, also of C++) or "pt2" (`torch.export.load`);
-            by the ending of `out` unless given, "onnx" where that says nothing.
+            "auto" goes by the ending of `out`, and without that is "onnx".
         checkpoint: "latest", "best" or a file's path.
         progress: show how far the trial is.
 
     Raises:
-        UserError: no such run, no place for the file, packages that are missing, or a network that the format cannot
-            hold.
+        UserError: no such run, no place for the file, an ending that says nothing or something else, packages that are
+            missing, or a network that the format cannot hold.
         RunError: the file plays otherwise than its policy, or the disk refuses it; what was there before stays.
     """
-    name = format or by_ending(Path(out or ""))
+    if out is not None:
+        check_output(Path(out))
+    name = choose(format, out)
     kind = FORMATS[name]
     path = Path(out or f"policy{kind.endings[0]}")
     check_output(path)
@@ -91,7 +93,9 @@ def export(
         gives = _described(_output_meanings(policy), shipped(*examples))
         try:
             with quiet():
-                data = kind.write(shipped, examples, takes, gives, json.dumps(_about(policy, takes, gives)))
+                data = kind.write(
+                    shipped, examples, takes, gives, json.dumps(finite(_about(policy, takes, gives)), allow_nan=False)
+                )
                 runtime = kind.read(data)
         except Exception as error:  # exporters can raise anything of a network that they do not understand
             reason = str(error).strip().partition("\n")[0]
@@ -211,13 +215,16 @@ def _difference(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
 
 def _input_meanings(policy: Policy) -> dict[str, str]:
     """By the names of `Shipped`'s inputs, in order."""
-    meanings = {}
+    meanings: dict[str, str] = {}
     for leaf in policy.spec.leaves:
         if policy.spec.stack > 1:
             meaning = f"{policy.spec.stack} frames, the newest last; where a game opens all of them its first"
         else:
             meaning = f"from {leaf.low:g} to {leaf.high:g}" if leaf.classes else "as the environment gives it"
-        meanings[".".join(("observations", *leaf.path))] = meaning
+        name = ".".join(("observations", *leaf.path))
+        while name in meanings:  # of a key with a dot in it, and one inside another
+            name += "_"
+        meanings[name] = meaning
     if policy.model.memory is not None:
         meanings["memory"] = "what next_memory was before; anything where a game opens"
         meanings["opens"] = "whether an observation opens a game"
@@ -226,7 +233,10 @@ def _input_meanings(policy: Policy) -> dict[str, str]:
 
 def _output_meanings(policy: Policy) -> dict[str, str]:
     """By the names of `Shipped`'s outputs, in order."""
-    meanings = {"actions": "the likeliest, as the environment takes them", "values": "discounted return expected"}
+    meanings = {
+        "actions": "the likeliest, as the environment takes them",
+        "values": "discounted sum of learning rewards expected",
+    }
     if isinstance(policy.model.distribution, Categorical):
         meanings["logits"] = "of each option; minus infinity where it is illegal"
     else:
@@ -258,5 +268,5 @@ def _about(policy: Policy, takes: Signature, gives: Signature) -> dict[str, Any]
         "inputs": takes,
         "outputs": gives,
         "normalised": "in the file" if policy.model.moments is not None else "no",
-        "seed": config.seed,
+        "learning": {name: getattr(config, name) for name in ("gamma", "reward_clip", "normalize_rewards", "seed")},
     }

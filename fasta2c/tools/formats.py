@@ -38,10 +38,23 @@ class Format(NamedTuple):
     """Raises `UserError` where a package is missing."""
 
 
-def by_ending(path: Path) -> FormatName:
-    """The format that a file's ending stands for; onnx if it stands for none."""
-    ending = path.suffix.lower()
-    return next((name for name, kind in FORMATS.items() if ending in kind.endings), "onnx")
+def choose(name: FormatName | Literal["auto"], out: str | Path | None) -> FormatName:
+    """The format that is meant by its `name`, or by the ending of the file `out`.
+
+    Raises:
+        UserError: the ending says nothing, or something else.
+    """
+    ending = Path(out or "").suffix.lower()
+    told = next((name for name, kind in FORMATS.items() if ending in kind.endings), None)
+    if name == "auto":
+        if out is not None and told is None:
+            raise UserError(
+                f"out: {out} does not say what it is to be; end it in .onnx, .ts or .pt2, or give --format."
+            )
+        return told or "onnx"
+    if told not in (None, name):
+        raise UserError(f"out: {out} ends as a file of {told} does, not of {name}.")
+    return name
 
 
 def _check_onnx() -> None:

@@ -15,8 +15,8 @@ class ExportFlags:
 
     run_dir: Path
     """Run directory, or a checkpoint file."""
-    format: Literal["onnx", "torchscript", "pt2"] | None = None
-    """What for: ONNX Runtime, torch.jit.load (C++ too), torch.export.load; by --out's ending, or onnx, unless given."""
+    format: Literal["auto", "onnx", "torchscript", "pt2"] = "auto"
+    """What for: ONNX Runtime, torch.jit.load (C++ too) or torch.export.load; auto goes by --out, else onnx."""
     out: Path | None = None
     """The file; policy.onnx, policy.ts or policy.pt2 unless given."""
     checkpoint: str = "latest"

@@ -382,6 +382,8 @@ def test_a_second_step_of_a_network_with_memory_unrolls_it_anew(keep_graph, agai
     buffer.values_T1E.copy_(expected)
     metrics = dict(zip(METRICS, learn.update(buffer, 0.0).tolist(), strict=True))
     torch.testing.assert_close(buffer.values_T1E, expected)
+    learn._write_values(buffer, slice(0, T), slice(0, E), again := torch.empty_like(expected))
+    torch.testing.assert_close(again.detach(), expected)
     advantages, _ = gae(
         buffer.rewards_TE, expected, buffer.terminated_TE, buffer.truncated_TE, gamma=0.99, gae_lambda=0.95
     )
@@ -433,3 +435,17 @@ def test_backpropagation_goes_through_all_rows(kind, shared):
     assert metrics["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.grad, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_explained_variance_is_of_the_values_acted_by_and_of_returns():
+    """Whatever the critic learns, and however often: not of what it has just been fitted to."""
+    found = [
+        parameters_after(rollout(), shared=False, **config)[1][METRICS.index("explained_variance")]
+        for config in ({}, {"critic_target": "td0"}, {"critic_target": "nstep", "critic_updates": 4})
+    ]
+    buffer = rollout()
+    _, returns = gae(
+        buffer.rewards_TE, buffer.values_T1E, buffer.terminated_TE, buffer.truncated_TE, gamma=0.99, gae_lambda=0.95
+    )
+    expected = 1 - (returns - buffer.values_T1E[:-1]).var() / returns.var()
+    torch.testing.assert_close(torch.stack(found), expected.expand(3), rtol=1e-4, atol=1e-5)

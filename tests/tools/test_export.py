@@ -6,6 +6,7 @@ import json
 import sys
 import types
 
+import gymnasium
 import numpy as np
 import onnxruntime
 import pytest
@@ -137,6 +138,46 @@ def test_memory_goes_in_and_out(tmp_path, kind):
     assert opened > 3, "games have ended, and their memory with them"
 
 
+class Dotted(gymnasium.Env):
+    """Keys that read alike once they are joined by dots."""
+
+    observation_space = gymnasium.spaces.Dict(
+        {"a.b": gymnasium.spaces.Box(-1, 1, (2,)), "a": gymnasium.spaces.Dict({"b": gymnasium.spaces.Discrete(5)})}
+    )
+    action_space = gymnasium.spaces.MultiDiscrete([2, 3], start=[5, -1])
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert action in self.action_space
+        return self.observation_space.sample(), 1.0, False, False, {}
+
+
+def test_names_differ_and_the_metadata_is_strict_json(tmp_path):
+    gymnasium.register("test_export/Dotted-v0", entry_point=Dotted, disable_env_checker=True)
+    try:
+        run_dir = trained(tmp_path, env="gymnasium:test_export/Dotted-v0", num_envs=2)
+        made = export(run_dir, tmp_path / "a.ts")
+    finally:
+        gymnasium.registry.pop("test_export/Dotted-v0")
+    assert list(made.inputs) == ["observations.a.b", "observations.a.b_"]
+    extra = {"fasta2c": ""}
+    actions, _, logits = torch.jit.load(made.path, _extra_files=extra)(
+        *(torch.zeros(4, *made.inputs[name]["shape"][1:], dtype=getattr(torch, made.inputs[name]["dtype"]))
+          for name in made.inputs)
+    )  # fmt: skip
+    assert actions.shape == (4, 2) and logits.shape == (4, 2, 3)
+    assert set(actions[:, 0].tolist()) <= {5, 6} and set(actions[:, 1].tolist()) <= {-1, 0, 1}
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    about = json.loads(extra["fasta2c"], parse_constant=refuse)
+    assert about["learning"]["gamma"] == 0.99 and len(about["spaces"]["leaves"]) == 2
+
+
 def made_size(made):
     return made.inputs["memory"]["shape"][1]
 
@@ -233,6 +274,10 @@ def test_missing_packages_are_named(run, tmp_path, monkeypatch):
         (["{empty}"], "holds no checkpoint"),
         (["{run}", "--out", "no/where.onnx"], "no is no folder"),
         (["{run}", "--out", "{empty}"], "is a folder"),
+        (["{run}", "--out", "{run}/checkpoints/latest.pt"], "a file of a run's own"),
+        (["{run}", "--out", "{run}/config.yaml", "--format", "pt2"], "a file of a run's own"),
+        (["{run}", "--out", "policy.onnx", "--format", "pt2"], "--out: policy.onnx ends as a file of onnx does"),
+        (["{run}", "--out", "policy.bin"], "--out: policy.bin does not say"),
         ([], "RUN_DIR"),
     ],
 )
