@@ -25,6 +25,7 @@ from fasta2c.models.layers import Tanh
 from fasta2c.policy import Policy, load_policy
 from fasta2c.run.directory import check_output, finite, write_atomically
 from fasta2c.run.progress import Progress
+from fasta2c.spaces import Choices
 from fasta2c.tools.formats import FORMATS, FormatName, Runtime, Signature, choose, quiet
 
 # How far a file's numbers may be from the policy's; of numbers above 1, as a share of them.
@@ -237,8 +238,9 @@ def _output_meanings(policy: Policy) -> dict[str, str]:
         "actions": "the likeliest, as the environment takes them",
         "values": "discounted sum of learning rewards expected",
     }
-    if isinstance(policy.model.distribution, Categorical):
-        meanings["logits"] = "of each option; minus infinity where it is illegal"
+    if isinstance(policy.spec.actions, Choices):
+        some_illegal = policy.spec.mask is not None or len(set(policy.spec.actions.sizes)) > 1
+        meanings["logits"] = "of each option" + ("; minus infinity where it is illegal" if some_illegal else "")
     else:
         squashed = policy.config.action_bounds == "squash"
         unit = "-1 and 1 are the bounds of a number that has two" + ("; tanh is yet to come" if squashed else "")
