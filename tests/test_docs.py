@@ -147,11 +147,12 @@ def test_what_is_made_from_the_code_is_up_to_date():
 def test_the_flags_that_the_docs_name_exist():
     """In tables and running text too, where nothing runs them."""
     known = {f"--{name.replace('_', '-')}" for name in fasta2c.TrainConfig.__dataclass_fields__}
+    known |= {f"--no-{flag[2:]}" for flag in known}
     from fasta2c.cli import VERBS
 
     for verb in VERBS.values():
         known |= {f"--{name.replace('_', '-')}" for name in getattr(verb.flags, "__dataclass_fields__", {})}
-    known |= {"--help", "--version", "--tyro-write-completion", "--no-shared", "--no-prune", "--logdir", "--no-cuda"}
+    known |= {"--help", "--version", "--tyro-write-completion", "--no-prune", "--logdir"}
     foreign = set(re.findall(r"^\| `(--[a-z-]+)", (ROOT / "docs/migrating.md").read_text(), re.MULTILINE))
     foreign |= set(re.findall(r"`(--[a-z-]+)", (ROOT / "docs/migrating.md").read_text().partition("## CleanRL")[2]))
     for page in PAGES:

@@ -13,7 +13,7 @@ def our_environments(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
 
 
-@pytest.mark.parametrize("gae_lambda", [0.0, 0.95, 1.0])
+@pytest.mark.parametrize("gae_lambda", [0.0, pytest.param(0.95, marks=pytest.mark.nightly), 1.0])
 @pytest.mark.parametrize(("env", "value"), [("OneStep-v0", 1.0), ("Endless-v0", 1 / (1 - 0.9))])
 def test_values_of_one_step_and_of_an_endless_game_cut_at_ten(tmp_path, env, value, gae_lambda):
     """A cut is no end: V = 1 / (1 - gamma), though no episode is longer than ten steps."""
@@ -61,7 +61,7 @@ def test_cartpole_is_solved_by_default(tmp_path):
     assert evaluate(run.run_dir, episodes=100).mean_return >= 475
 
 
-@pytest.mark.parametrize("recurrent", ["none", "gru", "lstm"])
+@pytest.mark.parametrize("recurrent", ["none", "gru", pytest.param("lstm", marks=pytest.mark.nightly)])
 def test_a_maze_that_asks_for_memory_is_solved_with_one_alone(tmp_path, recurrent):
     run = train(
         TrainConfig(
