@@ -1,6 +1,6 @@
 """Small tasks of most families, each learnt from its preset to a stated return in under five minutes on two cores.
 
-Returns are those of 100 whole games behind the last update. Those marked nightly take longer than the suite may, all together.
+Returns are those of 100 whole games behind the last update. The suite has time for some; the others are marked nightly.
 """
 
 from typing import Any
