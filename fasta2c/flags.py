@@ -111,6 +111,14 @@ def parse(
         )
 
 
+@contextlib.contextmanager
+def flags_of(cls: type[T], verb: str, argv: Sequence[str]) -> Iterator[T]:
+    """An instance of `cls` from `argv`; inside, a `UserError` that starts with a field starts with its flag instead."""
+    given = scan(argv, cls)
+    with errors_named({name: g.flag for name, g in given.items()}):
+        yield parse(cls, verb, argv, given)
+
+
 def write_completion(verbs: Mapping[str, type], argv: Sequence[str]) -> None:
     """Do what `--tyro-write-completion SHELL FILE` or `--tyro-print-completion SHELL` in `argv` asks for.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fasta2c.errors import UserError
 from fasta2c.fields import Range, check_ranges
-from fasta2c.flags import errors_named, parse, scan
+from fasta2c.flags import flags_of
 
 if TYPE_CHECKING:
     from fasta2c.evaluation import EvalResult
@@ -54,9 +54,7 @@ class EvalFlags(PlayerFlags):
 
 def run(argv: list[str]) -> None:
     """Play whole episodes with trained agents."""
-    given = scan(argv, EvalFlags)
-    with errors_named({name: g.flag for name, g in given.items()}):
-        flags = parse(EvalFlags, "eval", argv, given)
+    with flags_of(EvalFlags, "eval", argv) as flags:
         if not flags.run_dir:
             raise UserError("RUN_DIR is missing; see fasta2c eval --help.")
         from fasta2c.evaluation import evaluate

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fasta2c.flags import errors_named, parse, scan
+from fasta2c.flags import flags_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +27,7 @@ class ExportFlags:
 
 def run(argv: list[str]) -> None:
     """Write a trained agent to a file for another runtime."""
-    given = scan(argv, ExportFlags)
-    with errors_named({name: g.flag for name, g in given.items()}):
-        flags = parse(ExportFlags, "export", argv, given)
+    with flags_of(ExportFlags, "export", argv) as flags:
         from fasta2c.tools.export import export
 
         made = export(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fasta2c.fields import Range, check_ranges
-from fasta2c.flags import errors_named, parse, scan
+from fasta2c.flags import flags_of
 from fasta2c.verbs.eval import PlayerFlags
 
 
@@ -39,9 +39,7 @@ class PlayFlags(PlayerFlags):
 
 def run(argv: list[str]) -> None:
     """Film whole episodes of a trained agent."""
-    given = scan(argv, PlayFlags)
-    with errors_named({name: g.flag for name, g in given.items()}):
-        flags = parse(PlayFlags, "play", argv, given)
+    with flags_of(PlayFlags, "play", argv) as flags:
         from fasta2c.tools.play import record
 
         film = record(

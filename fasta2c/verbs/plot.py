@@ -8,7 +8,7 @@ from typing import Literal
 
 from fasta2c.errors import UserError
 from fasta2c.fields import Range, check_ranges
-from fasta2c.flags import errors_named, parse, scan
+from fasta2c.flags import flags_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +30,7 @@ class PlotFlags:
 
 def run(argv: list[str]) -> None:
     """Draw learning curves of runs."""
-    given = scan(argv, PlotFlags)
-    with errors_named({name: g.flag for name, g in given.items()}):
-        flags = parse(PlotFlags, "plot", argv, given)
+    with flags_of(PlotFlags, "plot", argv) as flags:
         if not flags.run_dir:
             raise UserError("RUN_DIR is missing; see fasta2c plot --help.")
         from fasta2c.tools.plot import plot
