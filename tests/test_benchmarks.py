@@ -142,6 +142,7 @@ def test_scores_are_told_run_by_run_and_in_a_table(tmp_path):
     assert again.stdout.count("scored already") == 4 and (tmp_path / "table.md").read_text() == text
 
 
+@pytest.mark.nightly
 def test_scores_that_the_budget_cuts_short_go_on(tmp_path):
     (tmp_path / "table.md").write_text("".join(MARKS))
     summary = tmp_path / "runs" / "Classic-CartPole-s0" / "summary.json"
