@@ -20,8 +20,8 @@ import yaml
 
 from fasta2c.errors import RunError, UserError
 
-# What a run keeps in its folder beside TensorBoard's files and checkpoints.
-FILES = ("config.yaml", "metrics.csv", "summary.json")
+# What a run keeps in its folder beside TensorBoard's files.
+OURS = ("config.yaml", "metrics.csv", "summary.json", "checkpoints")
 
 
 class RunDirectory:
@@ -167,9 +167,12 @@ def check_output(path: Path) -> None:
 
 def _is_of_a_run(path: Path) -> bool:
     """Whether a run keeps a file at `path`, which is resolved."""
-    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    ours = path.name in FILES or path.name.startswith("events.out.tfevents.") or path.parent.name == "checkpoints"
-    return ours and (run / "config.yaml").is_file()
+    return any(_is_ours(inside.name) and (inside.parent / "config.yaml").is_file() for inside in (path, path.parent))
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a run has something called `name` in its folder."""
+    return name in OURS or name.startswith("events.out.tfevents.")
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
@@ -243,7 +246,7 @@ def _refuse_if_taken(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another --run-dir.")
     names = [p.name for p in folder.iterdir() if not p.name.startswith(".")]
-    if any(name in FILES or name == "checkpoints" or name.startswith("events.out.tfevents.") for name in names):
+    if any(map(_is_ours, names)):
         raise UserError(f"{folder} holds another run; continue it with --resume {folder} or choose another --run-dir.")
     if names:
         raise UserError(f"{folder} is not empty; choose a new or empty folder as --run-dir.")

@@ -75,12 +75,10 @@ def export(
             missing, or a network that the format cannot hold.
         RunError: the file plays otherwise than its policy, or the disk refuses it; what was there before stays.
     """
-    if out is not None:
-        check_output(Path(out))
-    name = choose(format, out)
-    kind = FORMATS[name]
-    path = Path(out or f"policy{kind.endings[0]}")
+    path = Path(out or f"policy{FORMATS[choose(format)].endings[0]}")
     check_output(path)
+    name = choose(format, path)
+    kind = FORMATS[name]
     kind.check()
     policy = load_policy(run_dir, checkpoint_name=checkpoint, device="cpu")
     policy.model.precision = torch.float32
@@ -195,7 +193,8 @@ def _try(runtime: Runtime, policy: Policy, envs: VectorEnvs, observations: Any, 
                 )
             observations, _, _, _, infos = envs.step(policy.act(observations, opens=opens))
             opens = infos["opens"]
-            ours, theirs = (_inputs(policy, observations, opens) for _ in range(2))
+            ours = _inputs(policy, observations, opens)
+            theirs = list(ours)
             if remembers:
                 ours[-2], theirs[-2] = wanted[-1], found[-1]
             display.update((row + 1) * ENVS, sps=None, episode_return=None)

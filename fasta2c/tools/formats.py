@@ -38,13 +38,13 @@ class Format(NamedTuple):
     """Raises `UserError` where a package is missing."""
 
 
-def choose(name: FormatName | Literal["auto"], out: str | Path | None) -> FormatName:
+def choose(name: FormatName | Literal["auto"], out: Path | None = None) -> FormatName:
     """The format that is meant by its `name`, or by the ending of the file `out`.
 
     Raises:
         UserError: the ending says nothing, or something else.
     """
-    ending = Path(out or "").suffix.lower()
+    ending = out.suffix.lower() if out is not None else ""
     told = next((name for name, kind in FORMATS.items() if ending in kind.endings), None)
     if name == "auto":
         if out is not None and told is None:
