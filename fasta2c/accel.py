@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,14 +23,28 @@ from fasta2c.errors import UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+# Of the machine, what other ranks of the run leave to this process; see `share_machine`.
+_sharing = {"cores": 0, "processes": 1}
 
-def resolve_device(name: str) -> torch.device:
+
+def resolve_device(name: str, *, local_rank: int = 0, local_count: int = 1) -> torch.device:
     """The device called `name`: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:N".
+
+    Args:
+        name: of several ranks on a machine, each takes a GPU of its own by "auto" or "cuda".
+        local_rank: which of them this is.
+        local_count: how many there are.
 
     Raises:
         UserError: the device is not there.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if local_count > 1 and name != "cpu" and (count or name != "auto"):
+        if name.startswith("cuda:"):
+            raise UserError(f"device: {name!r} is one GPU, for {local_count} ranks; use --device cuda or cpu.")
+        if local_count > count:
+            raise UserError(f"device: {local_count} ranks need a GPU each, {count} found; start fewer or --device cpu.")
+        return torch.device("cuda", local_rank)
     if name == "auto":
         return torch.device("cuda:0" if count else "cpu")
     device = torch.device(name)
@@ -70,8 +84,22 @@ def maybe_compile(function: F, *, enabled: bool) -> F:
 
 
 def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Cores this process may use: its part of them where others of its run may use the same."""
+    return _sharing["cores"] or len(own_cores())
+
+
+def own_cores() -> set[int]:
+    """The cores that the system lets this process run on, by number."""
+    return os.sched_getaffinity(0)
+
+
+def share_machine(cores_of_each: Collection[Collection[int]]) -> None:
+    """Share cores and memory with processes on this machine, this one among them, which may run on such cores.
+
+    A core counts for as many parts as may use it: where each process has cores of its own, it keeps all of them.
+    """
+    parts = sum(1 / sum(core in cores for cores in cores_of_each) for core in own_cores())
+    _sharing.update(cores=max(1, int(parts + 1e-9)), processes=len(cores_of_each))
 
 
 def set_threads(*, convolutional: bool) -> None:
@@ -160,14 +188,14 @@ def free_memory(device: torch.device) -> int:
             + torch.cuda.memory_reserved(device)
             - torch.cuda.memory_allocated(device)
         )
-    free = 4 * graph_budget(device)
+    free = 4 * graph_budget(device) * _sharing["processes"]
     with contextlib.suppress(OSError, ValueError, StopIteration):
         told = Path("/proc/meminfo").read_text().splitlines()
         free = min(free, 1024 * next(int(line.split()[1]) for line in told if line.startswith("MemAvailable:")))
     with contextlib.suppress(OSError, ValueError):  # a container's own
         group = Path("/sys/fs/cgroup")
         free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return free
+    return free // _sharing["processes"]
 
 
 def graph_budget(device: torch.device) -> int:
@@ -178,7 +206,7 @@ def graph_budget(device: torch.device) -> int:
     # In a container the limit is the control group's, "max" where there is none.
     with contextlib.suppress(OSError, ValueError):
         total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return total // 4
+    return total // 4 // _sharing["processes"]
 
 
 class Download:

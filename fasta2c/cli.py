@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import fasta2c
-from fasta2c.errors import Fasta2cError, Stopped, UserError, did_you_mean, is_out_of_memory
+from fasta2c.errors import Fasta2cError, PeerLost, Stopped, UserError, did_you_mean, is_out_of_memory
 from fasta2c.flags import write_completion
+from fasta2c.run.signals import leave
 from fasta2c.verbs import envs, eval, export, play, plot, sweep, train
 
 
@@ -36,6 +37,13 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code (DESIGN section 5); only a bug raises."""
+    code = _run(argv)
+    if code and "LOCAL_RANK" in os.environ:
+        leave(code)  # Python would wait for what is under way between ranks
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)  # a module of the user's is found where they are, as `python -m` would
     try:
@@ -48,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as error:
         return _tell(str(error), error.exit_code)
     except Fasta2cError as error:
-        return _tell(f"error: {error}", error.exit_code)
+        return _tell(f"error: {error}", error.exit_code, of_another=isinstance(error, PeerLost))
     except KeyboardInterrupt:
         return _tell("interrupted", 130)
     except BrokenPipeError:
@@ -68,8 +76,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _tell(message: str, code: int) -> int:
-    """Print `message` to stderr as one line, whatever is in it, and return `code`."""
+def _tell(message: str, code: int, *, of_another: bool = False) -> int:
+    """Print `message` to stderr as one line, whatever is in it, and return `code`.
+
+    Of several ranks one alone does; none where it is `of_another`, which could tell itself.
+    """
+    if "LOCAL_RANK" in os.environ:
+        from fasta2c.distributed import speaks_first  # late, as it imports torch
+
+        if not speaks_first(message, for_another=of_another):
+            return code
     line = " ".join((message if len(message) <= 1000 else f"{message[:700]} … {message[-290:]}").split("\n"))
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in line)
     with contextlib.suppress(OSError):

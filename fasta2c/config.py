@@ -49,8 +49,8 @@ class TrainConfig:
     """Arithmetic of the encoders; auto takes bf16 where the processor has it and the encoder is a CNN."""
     compile: bool = False
     """Compile the network with torch.compile (half a minute at the start, faster afterwards)."""
-    env_threads: Whole = 0
-    """EnvPool's threads; 0 takes one for each core this process may use."""
+    env_threads: Whole | Literal["auto"] = "auto"
+    """EnvPool's threads; auto (or 0) takes one for each core this process may use, shared with ranks beside it."""
     env_groups: Count | Literal["auto"] = "auto"
     """Groups of environments that take turns: while one steps, the network acts for the next; 1 has no turns."""
     micro_batch: Whole = 0
@@ -189,6 +189,11 @@ class TrainConfig:
         values = {**to_dict(self), **{k: v for k, v in preset.items() if k not in given}}
         values["env_kwargs"] = {**preset.get("env_kwargs", {}), **self.env_kwargs}
         return type(self)(**values)
+
+    @property
+    def thread_count(self) -> int:
+        """env_threads, 0 for auto."""
+        return 0 if self.env_threads == "auto" else self.env_threads
 
     def minibatches(self, num_envs: int) -> int:
         """Their number with `num_envs` environments.

@@ -27,6 +27,13 @@ class RunError(Fasta2cError):
     exit_code = 1
 
 
+class PeerLost(RunError):
+    """Another rank of the run has failed or was killed; what was wrong with it is its own to tell."""
+
+    def __init__(self) -> None:
+        super().__init__("another rank has gone without a word (killed?), and the run cannot go on without it.")
+
+
 class Stopped(Fasta2cError):
     """A signal ended the run after a checkpoint was saved (exit 128 + signal number)."""
 

@@ -137,7 +137,7 @@ def make_eval_envs(
     """
     options = {k: v for k, v in config.env_kwargs.items() if k not in TRAINING_ONLY} | dict(env_kwargs or {})
     seeds = spread_seeds(config.seed if seed is None else seed, num_envs, stream=_SEED_STREAM)
-    threads = config.env_threads
+    threads = config.thread_count
     make = make_drawn_envs if render else make_host_envs
     made = make(
         resolve(config.env),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,6 +10,7 @@ import torch
 
 from fasta2c import accel, memory
 from fasta2c.config import TrainConfig
+from fasta2c.distributed import ALONE, Ranks
 from fasta2c.envs.base import HostEnvs, spread_seeds
 from fasta2c.envs.ids import resolve
 from fasta2c.envs.make import look_up_spec, make_env_groups
@@ -23,7 +24,7 @@ from fasta2c.models.actor_critic import ActorCritic
 from fasta2c.models.encoders import is_convolutional
 from fasta2c.policy import build_model
 from fasta2c.rollout.buffer import RolloutBuffer
-from fasta2c.rollout.collector import Collector
+from fasta2c.rollout.collector import Collector, Happened
 from fasta2c.rollout.reuse import decide
 from fasta2c.timing import PhaseTimer
 
@@ -49,13 +50,16 @@ class Parts:
     """What the user should know of how they were put together."""
 
 
-def make_envs(config: TrainConfig, device: torch.device, *, stream: int = 0) -> list[HostEnvs | TorchEnvs]:
+def make_envs(
+    config: TrainConfig, device: torch.device, *, stream: int = 0, ranks: Ranks = ALONE
+) -> list[HostEnvs | TorchEnvs]:
     """The environments of a run of `config` (its preset filled in), in groups that take turns.
 
     Args:
         config: names them, and says how many.
         device: where the network is.
         stream: another one means other seeds.
+        ranks: share the environments out; these are this rank's.
 
     Raises:
         UserError: as the backends say, or settings that exclude each other.
@@ -64,41 +68,56 @@ def make_envs(config: TrainConfig, device: torch.device, *, stream: int = 0) -> 
         raise ValueError('num_envs is "auto": fasta2c.tune.tune finds a number.')
     if config.critic_updates > 1 and config.shared:
         raise UserError("critic_updates: steps of the critic alone need a network of its own; add --no-shared.")
-    env_id = resolve(config.env)
+    if config.num_envs < ranks.count:
+        raise UserError(f"num_envs: {config.num_envs} environments are too few for {ranks.count} ranks.")
+    env_id, own = resolve(config.env), ranks.share(config.num_envs)
+    num_envs = own.stop - own.start
     if env_id.backend == "envpool":
         spec = look_up_spec(env_id, config.env_kwargs)
-        memory.check_rollout(spec, config.num_envs, config.num_steps, device)
+        memory.check_rollout(spec, num_envs, config.num_steps, device)
     if config.env_groups != "auto":
         groups = config.env_groups
     elif env_id.backend != "envpool":
         groups = 1  # these step while they are waited for, or on the device
     else:
         convolutional = is_convolutional(config.encoder, spec.leaves)
-        groups = accel.env_groups(config.num_envs, device, convolutional=convolutional)
+        groups = accel.env_groups(num_envs, device, convolutional=convolutional)
     return make_env_groups(
         env_id,
-        config.num_envs,
+        num_envs,
         groups=groups,
-        seeds=spread_seeds(config.seed, config.num_envs, stream=stream),
+        seeds=spread_seeds(config.seed, config.num_envs, stream=stream)[own],
         options=config.env_kwargs,
-        num_threads=config.env_threads,
+        num_threads=config.thread_count,
         device=device,
         timeout=config.env_timeout,
         restart=config.restart_envs,
     )
 
 
-def assemble(config: TrainConfig, envs: Sequence[HostEnvs | TorchEnvs], device: torch.device) -> Parts:
-    """The parts of a run of `config` (its preset filled in) over groups of `envs`, fresh parameters on `device`."""
+def assemble(
+    config: TrainConfig,
+    envs: Sequence[HostEnvs | TorchEnvs],
+    device: torch.device,
+    *,
+    ranks: Ranks = ALONE,
+    tell: Callable[[Happened], Iterable[Happened]] = lambda here: [here],
+) -> Parts:
+    """The parts of a run of `config` (its preset filled in) over groups of `envs`, fresh parameters on `device`.
+
+    Several `ranks` begin with the same parameters, and learn the same from environments of their own; `tell` is the
+    collector's.
+    """
     spec, num_envs = envs[0].spec, sum(group.num_envs for group in envs)
-    num_minibatches = config.minibatches(num_envs)
-    if num_minibatches > num_envs:
-        raise UserError(f"num_minibatches: {num_minibatches} are more than the {num_envs} environments.")
+    num_minibatches = _minibatches(config, num_envs, ranks)
     accel.prepare_training(device, deterministic=config.deterministic)
     torch.manual_seed(config.seed)
     model = build_model(spec, config, device)
+    ranks.take_first([*model.parameters(), *model.buffers()])
+    if not ranks.leads:
+        torch.manual_seed(ranks.seed(config.seed))  # from here on only environments may draw from it
     optimizer = build_optimizer(model, config)
-    generator = torch.Generator(device).manual_seed(config.seed)
+    generator = torch.Generator(device).manual_seed(ranks.seed(config.seed))
     timer = PhaseTimer()
     compiled = partial(accel.maybe_compile, enabled=config.compile)
     forward = compiled(model)
@@ -135,6 +154,7 @@ def assemble(config: TrainConfig, envs: Sequence[HostEnvs | TorchEnvs], device: 
         sde_interval=config.sde_interval,
         keep_log_probs=num_minibatches * config.num_epochs > 1,
         keep_graph=reuse.keep,
+        tell=tell,
     )
     at_once = max(group.num_envs for group in envs) if reuse.keep else min(samples, share)
     threads = accel.update_threads(at_once, convolutional=model.convolutional)
@@ -146,9 +166,31 @@ def assemble(config: TrainConfig, envs: Sequence[HostEnvs | TorchEnvs], device: 
         samples=samples,
         threads=threads,
         graphs=graphs,
+        num_minibatches=num_minibatches,
         apart=apart,
         unroll=unroll,
         keep_graph=reuse.later,
-        reward_scaler=RewardScaler(num_envs, config.gamma).to(device) if config.normalize_rewards else None,
+        reward_scaler=RewardScaler(num_envs, config.gamma, ranks).to(device) if config.normalize_rewards else None,
+        ranks=ranks,
     )
     return Parts(envs, model, optimizer, generator, collector, learner, timer, needs, reuse.keep, reuse.note)
+
+
+def _minibatches(config: TrainConfig, num_envs: int, ranks: Ranks) -> int:
+    """Shares that every rank's rollout is cut into, this one's having `num_envs` environments.
+
+    Raises:
+        UserError: more than a rank has environments.
+    """
+    if ranks.count == 1:
+        total = fewest = num_envs
+    else:
+        assert isinstance(config.num_envs, int)
+        total, fewest = config.num_envs, config.num_envs // ranks.count
+    number = config.minibatches(total)
+    if config.num_minibatches == "auto":
+        return min(number, fewest)
+    if number > fewest:
+        of_a_rank = " of a rank" * (ranks.count > 1)
+        raise UserError(f"num_minibatches: {number} are more than the {fewest} environments{of_a_rank}.")
+    return number

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import shlex
+import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -14,19 +15,21 @@ from typing import Any
 
 import torch
 
-from fasta2c import accel
+from fasta2c import accel, snapshot
+from fasta2c.agreement import Agreement, Wishes
 from fasta2c.callbacks import Callback
 from fasta2c.config import TrainConfig, check_resumable, from_plain, load_preset, to_plain
+from fasta2c.distributed import ALONE, Ranks, next_job
 from fasta2c.envs.base import HostEnvs
 from fasta2c.envs.ids import resolve
 from fasta2c.envs.torch import TorchEnvs
 from fasta2c.errors import RunError, Stopped, UserError, is_out_of_memory, warn
 from fasta2c.graphs import warm_up_updates
-from fasta2c.learning.optim import load_optimizer_state, schedule
+from fasta2c.learning.optim import schedule
 from fasta2c.learning.tally import Tally
 from fasta2c.parts import assemble, make_envs
 from fasta2c.policy import Policy, load_parameters, load_state
-from fasta2c.run import checkpoint, randomness, wandb
+from fasta2c.run import checkpoint, wandb
 from fasta2c.run.clock import Clock
 from fasta2c.run.directory import RunDirectory
 from fasta2c.run.metrics import MetricsLog
@@ -40,24 +43,11 @@ from fasta2c.tune import tune
 
 # With --on-nan skip, so many updates in a row without one that could be applied end the run.
 SKIPS_IN_A_ROW = 10
+# Of several ranks, one that hears of no signal for so long is taken to wait for another that has gone.
+HEARING_SECONDS = 10.0
 
-# What a checkpoint holds for --resume, beside what a policy is made of.
-_RESUMED = frozenset(
-    {
-        "collector",
-        "optimizer",
-        "reward_scaler",
-        "generator",
-        "randomness",
-        "skipped",
-        "update",
-        "resumes",
-        "env_restarts",
-        "wall_seconds",
-        "best_return",
-        "log",
-    }
-)
+# What a checkpoint holds for --resume, beside what `snapshot` takes.
+_RESUMED = {"skipped", "update", "resumes", "env_restarts", "wall_seconds", "best_return", "log"}
 
 
 @dataclass(frozen=True)
@@ -84,22 +74,30 @@ class TrainResult:
 def train(config: TrainConfig, *, resume: str | Path | None = None, callbacks: Sequence[Callback] = ()) -> TrainResult:
     """Train an agent; with `resume`, go on where the run in that directory was saved.
 
+    Under torchrun all ranks call this, and train together; rank 0 alone writes. What torchrun has restarted goes on.
+
     Args:
         config: fields that were not given take the environment's preset, or the resumed run's values.
         resume: run directory to go on with.
-        callbacks: told what happens.
+        callbacks: told what happens; of several ranks, on rank 0.
 
     Raises:
         UserError: bad input; nothing has been written.
-        RunError: the run failed (a loss that is not finite, a checkpoint that cannot be written).
+        RunError: the run failed (a loss that is not finite, a checkpoint that cannot be written), or another rank has.
         Stopped: SIGINT, SIGTERM or SIGHUP ended the run, after a checkpoint.
     """
+    ranks, job = Ranks.from_environment(), next_job()
+    ranks.connect()
+    if resume is None and job is not None:
+        resume = ranks.of_first(RunDirectory.of_job(config.run_dir, env=config.env, job=job))
     if resume is None:
         env_id = resolve(config.env)
         config = config.with_preset(load_preset(env_id.family, env_id.name))
         if config.num_envs == "auto":
+            if ranks.count > 1:
+                raise UserError("num_envs: auto tries numbers in one process; give a number for all ranks together.")
             config = _tuned(config)
-    trainer = Trainer(config, Path(resume) if resume is not None else None, callbacks)
+    trainer = Trainer(config, Path(resume) if resume is not None else None, callbacks, ranks=ranks, job=job)
     try:
         return trainer.run()
     finally:
@@ -120,47 +118,72 @@ def _tuned(config: TrainConfig) -> TrainConfig:
     return config
 
 
-class Trainer:
-    """Everything a run is made of, built from its configuration or from its last checkpoint."""
+def _parameters(init_from: Path) -> tuple[Path, dict[str, Any]]:
+    """The network's parameters to begin with, and the file that they are from."""
+    file = checkpoint.resolve(init_from)
+    return file, load_state(file)["model"]
 
-    def __init__(self, config: TrainConfig, resume: Path | None = None, callbacks: Sequence[Callback] = ()) -> None:
-        self._callbacks = callbacks
+
+class Trainer:
+    """Everything a run is made of, built from its configuration or from its last checkpoint.
+
+    With several ranks, whatever waits for the others (a rollout, an update, a checkpoint) comes in the same order on
+    each of them.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        resume: Path | None = None,
+        callbacks: Sequence[Callback] = (),
+        *,
+        ranks: Ranks = ALONE,
+        job: str | None = None,
+    ) -> None:
+        self.ranks = ranks
+        self._callbacks = callbacks if ranks.leads else ()
         self._stopping = False
+        self._signals = SignalWatch(patience=HEARING_SECONDS if ranks.count > 1 else 0.0)
         with ExitStack() as resources:
-            self._build(config, resume, resources)
+            self._build(config, resume, job, resources)
             self._resources = resources.pop_all()
 
-    def _build(self, config: TrainConfig, resume: Path | None, resources: ExitStack) -> None:
+    def _build(self, config: TrainConfig, resume: Path | None, job: str | None, resources: ExitStack) -> None:
         """Put everything together; what has to be closed goes into `resources`. Files come last."""
+        ranks = self.ranks
         state: dict[str, Any] | None = None
         if resume is not None:
-            self.directory = RunDirectory.open(resume, lock=True)
+            self.directory = RunDirectory.open(resume, lock=True) if ranks.leads else RunDirectory(resume)
             resources.callback(self.directory.close)
-            file = checkpoint.resolve(resume)
-            state = load_state(file)
-            if missing := _RESUMED - state.keys():
-                raise UserError(f"{file} lacks {', '.join(sorted(missing))}; resume from another checkpoint.")
+            file, state = ranks.of_first(snapshot.read(resume, _RESUMED) if ranks.leads else None)
             saved = from_plain(state["config"], str(file))
             config = config.with_preset(saved)
             check_resumable(config, TrainConfig(**saved))
         self.config = config
-        self.device = accel.resolve_device(config.device)
+        self._share_machine()
+        self.device = accel.resolve_device(config.device, local_rank=ranks.local_rank, local_count=ranks.local_count)
         self.resumes = state["resumes"] + 1 if state is not None else 0
 
+        self._quiet = config.quiet or not ranks.leads
         if isinstance(config.num_envs, int) and config.num_envs >= 256:  # 10 s for as many emulators on two cores
-            Progress(0, quiet=config.quiet).say(f"making {config.num_envs:,} environments")
+            Progress(0, quiet=self._quiet).say(f"making {config.num_envs:,} environments")
         # A resumed run starts new games: with other seeds, so that it does not replay the old ones.
-        envs = make_envs(config, self.device, stream=self.resumes)
+        envs = make_envs(config, self.device, stream=self.resumes, ranks=ranks)
         for group in envs:
             resources.callback(group.close)
         if config.deterministic:
             was_on = torch.are_deterministic_algorithms_enabled()
             resources.callback(torch.use_deterministic_algorithms, was_on)
         with self._watchdog(envs, lambda: 0.0):  # they are reset
-            self.parts = assemble(config, envs, self.device)
+            self.parts = assemble(config, envs, self.device, ranks=ranks, tell=lambda here: self._agreement.tell(here))
         self.collector, self.learner, self.timer = self.parts.collector, self.parts.learner, self.parts.timer
 
-        if config.wandb:
+        assert isinstance(config.num_envs, int)
+        self._first_env = ranks.share(config.num_envs).start
+        self._agreement = Agreement(
+            ranks, self._wishes, lambda: sum(group.restarts for group in envs), first_env=self._first_env
+        )
+        if config.wandb and ranks.leads:
             wandb.check()
         self._sideshow = Sideshow(config, self.device, lambda: self.policy)
         try:
@@ -179,48 +202,54 @@ class Trainer:
         if state is not None:
             self._restore(state, file)
         elif config.init_from is not None:
-            file = checkpoint.resolve(config.init_from)
-            load_parameters(self.parts.model, load_state(file)["model"], file)
+            file, parameters = ranks.of_first(_parameters(config.init_from) if ranks.leads else None)
+            load_parameters(self.parts.model, parameters, file)
         self._session_began = self.update
         before = state["wall_seconds"] if state is not None else 0.0
         self.clock = Clock(self.timer, update=self.update, env_steps=self.env_steps, wall_before=before)
         self._saved_at = time.monotonic()
 
         if state is None:
-            self.directory = RunDirectory.create(config.run_dir, env=config.env, seed=config.seed)
+            made = (
+                RunDirectory.create(config.run_dir, env=config.env, seed=config.seed, job=job) if ranks.leads else None
+            )
+            path = ranks.of_first(made and made.path)
+            self.directory = made or RunDirectory(path)
             resources.callback(self.directory.close)
         plain = {k: v for k, v in to_plain(config).items() if k not in ("run_dir", "init_from")}
-        if config.wandb:
-            resources.callback(wandb.sync(self.directory.path, plain))
-        self.directory.write_config({**plain, "versions": versions(), "commit": commit()})
-        self.log = MetricsLog(self.directory.path, resume_at=self.env_steps if state else None)
+        if ranks.leads:
+            if config.wandb:
+                resources.callback(wandb.sync(self.directory.path, plain))
+            self.directory.write_config({**plain, "versions": versions(), "commit": commit()})
+        written_to = self.directory.path if ranks.leads else None
+        self.log = MetricsLog(written_to, resume_at=self.env_steps if state else None)
         resources.callback(self.log.close)
         self.log.add_config(plain)
+        if job is not None and state is None:
+            self._save()  # what torchrun restarts goes on from here at least
 
     def _restore(self, state: dict[str, Any], source: Path) -> None:
         """Go on from what `_state` told, read from `source`."""
-        parts, config = self.parts, self.config
-        load_parameters(parts.model, state["model"], source)
-        load_optimizer_state(parts.optimizer, state["optimizer"])
-        self.collector.load_state_dict(state["collector"])
-        dropped = self.collector.dropped["games"] - state["collector"]["dropped"]["games"]
-        games = f"{dropped} games that were under way begin anew" if dropped else "with all its games"
+        games = snapshot.restore(self.parts, state, source, self.config, self.device, self.ranks)
         self._notes.append(f"goes on at {self.env_steps:,} env steps; {games}")
-        if (scaler := self.learner.reward_scaler) is not None:
-            scaler.load_state_dict(state["reward_scaler"])
-            if state["collector"]["games"] is None:
-                scaler.drop_episodes()
-        # A generator of another kind of device has another state: then the actions' randomness starts anew.
-        if len(state["generator"]) == len(parts.generator.get_state()):
-            parts.generator.set_state(state["generator"])
-        else:
-            parts.generator.manual_seed(config.seed + self.resumes)
-        randomness.restore(state["randomness"], self.device)
         self.update, self.best_return = state["update"], state["best_return"]
         self._skipped, self._restarts_before = state["skipped"], state["env_restarts"]
         self._eval_return = state["log"]["eval_return"]
         self._tally.load_state_dict(state["log"]["metrics"])
         self._logged = {name: state["log"][name] for name in self._logged}
+
+    def _share_machine(self) -> None:
+        """Leave the other ranks on this machine their part of it, having made sure that all train alike."""
+        ranks = self.ranks
+        if ranks.count == 1:
+            return
+        told = ranks.gather(
+            (socket.gethostname(), accel.own_cores(), {**to_plain(self.config), "versions": versions()})
+        )
+        settings = [plain for _, _, plain in told]
+        if different := [name for name in settings[0] if any(plain[name] != settings[0][name] for plain in settings)]:
+            raise UserError(f"{', '.join(different)}: not the same on all ranks; start them alike.")
+        accel.share_machine([cores for host, cores, _ in told if host == socket.gethostname()])
 
     @property
     def env_steps(self) -> int:
@@ -251,13 +280,13 @@ class Trainer:
         status = "failed"
         try:
             with (
-                SignalWatch() as signals,
-                Progress(self.config.total_steps, initial=self.env_steps, quiet=self.config.quiet) as progress,
+                self._signals,
+                Progress(self.config.total_steps, initial=self.env_steps, quiet=self._quiet) as progress,
                 self._watchdog(self.parts.envs, self._waiting),
             ):
-                self._loop(signals, progress)
+                self._loop(progress)
                 self._finish()
-            status = "stopped" if signals.received is not None else "done"
+            status = "stopped" if self._agreement.wishes.signal else "done"
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
                 told = self.parts.needs.failed(accel.free_memory(self.device))
@@ -268,10 +297,12 @@ class Trainer:
         finally:
             # A run that failed has its own error to tell; that the disk is full as well must not hide it.
             with contextlib.suppress(*([RunError] if status == "failed" else [])):
-                self.directory.write_summary({"status": status, **self._summary()})
-        if signals.received is not None:
+                if self.ranks.leads:
+                    self.directory.write_summary({"status": status, **self._summary()})
+        if signum := self._agreement.wishes.signal:
             folder = shlex.quote(str(self.directory.path))
-            raise Stopped(signals.received, f"go on with: fasta2c train --resume {folder}")
+            command = "fasta2c" if self.ranks.count == 1 else "torchrun … -m fasta2c"
+            raise Stopped(signum, f"go on with: {command} train --resume {folder}")
         return TrainResult(
             run_dir=self.run_dir,
             env_steps=self.env_steps,
@@ -285,13 +316,14 @@ class Trainer:
             best_return=self.best_return,
         )
 
-    def _loop(self, signals: SignalWatch, progress: Progress) -> None:
+    def _loop(self, progress: Progress) -> None:
         config, collector, timer = self.config, self.collector, self.timer
-        progress.say(f"{config.env} on {self.device}: {config.num_envs} environments, run in {self.directory.path}")
+        where = f"{self.device}" + f" and {self.ranks.count - 1} more" * (self.ranks.count > 1)
+        progress.say(f"{config.env} on {where}: {config.num_envs} environments, run in {self.directory.path}")
         for note in self._notes:
             progress.say(note)
         warm_update = self.update + warm_up_updates(self.device)
-        while not self._done and signals.received is None:
+        while not self._done:
             fraction = self.env_steps / config.total_steps
             rollout = collector.collect()
             with timer("update"):
@@ -300,16 +332,20 @@ class Trainer:
                 self.clock.end_warm_up(update=self.update, env_steps=self.env_steps)
             with timer("log"):
                 self._tell_callbacks()
-                if self._due(config.eval_interval):
+                if self._due(config.eval_interval) and self.ranks.leads:
                     self._eval_return = self._sideshow.evaluate()
                 if self._due(config.histogram_interval):
                     named = [(f"parameters/{name}", x) for name, x in self.parts.model.named_parameters()]
                     self.log.add_histograms(named, env_steps=self.env_steps)
-                if self._due(config.video_interval) and (film := self._sideshow.film()) is not None:
+                if (
+                    self._due(config.video_interval)
+                    and self.ranks.leads
+                    and (film := self._sideshow.film()) is not None
+                ):
                     self.log.add_film("episode/film", film, env_steps=self.env_steps)
                 if self._due(config.log_interval):
                     self._log()
-                if self._due(config.checkpoint_interval) or self._overdue:
+                if self._due(config.checkpoint_interval) or self._agreement.wishes.save:
                     self._save()
                 progress.update(self.env_steps, sps=self.sps, episode_return=collector.episodes.mean_return)
 
@@ -328,24 +364,24 @@ class Trainer:
     @property
     def env_restarts(self) -> int:
         """Environments that failed and were made anew, earlier sessions included."""
-        return self._restarts_before + sum(envs.restarts for envs in self.parts.envs)
+        return self._restarts_before + self._agreement.env_restarts
 
     @property
     def _done(self) -> bool:
         """Whether the budget is spent, the games of late are as good as was asked for, or somebody said so."""
-        target, episodes = self.config.stop_at_return, self.collector.episodes
+        target, episodes, wishes = self.config.stop_at_return, self.collector.episodes, self._agreement.wishes
         reached = target is not None and episodes.full and (episodes.mean_return or 0.0) >= target
-        return self._stopping or reached or self.env_steps >= self.config.total_steps
+        return bool(wishes.signal or wishes.stop or reached or self.env_steps >= self.config.total_steps)
+
+    def _wishes(self) -> Wishes:
+        """This rank's own."""
+        minutes = self.config.checkpoint_minutes
+        overdue = minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
+        return Wishes(self._signals.received or 0, self._stopping, overdue)
 
     def _due(self, interval: int) -> bool:
         """Whether so many updates have been made, once or several times; never of 0."""
         return interval > 0 and self.update % interval == 0
-
-    @property
-    def _overdue(self) -> bool:
-        """Whether the last checkpoint is older than one may get."""
-        minutes = self.config.checkpoint_minutes
-        return minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
 
     @property
     def sps(self) -> float:
@@ -386,11 +422,15 @@ class Trainer:
         """Tell of numbers that were not finite, and stop where the run is to."""
         fault = self.learner.watch.report()
         if fault is None:
-            return
+            return  # on every rank
+        if fault.env is not None:
+            fault = fault._replace(env=self._first_env + fault.env)
+        fault = min(self.ranks.gather(fault), key=lambda there: there.vague)
         told = fault.told(self._session_began, self.env_steps)
         self._skipped += fault.skipped
         if self.config.on_nan == "skip" and fault.longest < SKIPS_IN_A_ROW:
-            warn(f"{told}; {self._skipped} so far.")
+            if self.ranks.leads:
+                warn(f"{told}; {self._skipped} so far.")
             return
         if self.config.on_nan == "skip":
             told += f", nor were {fault.longest} in a row"
@@ -441,26 +481,23 @@ class Trainer:
 
     def _save(self) -> None:
         self._check_numbers()
-        checkpoint.save(self.directory, self._state(), env_steps=self.env_steps)
+        state = self._state()
+        if self.ranks.leads:
+            checkpoint.save(self.directory, state, env_steps=self.env_steps)
         self._saved_at = time.monotonic()
         for callback in self._callbacks:
             callback.on_checkpoint(self, self.directory.latest)
 
     def _save_best(self) -> None:
         self.best_return = self.collector.episodes.mean_return
-        checkpoint.save_best(self.directory, self._state())
+        state = self._state()
+        if self.ranks.leads:
+            checkpoint.save_best(self.directory, state)
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint holds: tensors and plain values."""
         return {
-            "config": to_plain(self.config),
-            "spec": self.parts.envs[0].spec.to_plain(),
-            "model": self.parts.model.state_dict(),
-            "optimizer": self.parts.optimizer.state_dict(),
-            "reward_scaler": scaler.state_dict() if (scaler := self.learner.reward_scaler) else {},
-            "collector": self.collector.state_dict(),
-            "generator": self.parts.generator.get_state(),
-            "randomness": randomness.capture(self.device),
+            **snapshot.take(self.parts, self.config, self.device, self.ranks),
             "update": self.update,
             "resumes": self.resumes,
             "env_restarts": self.env_restarts,
@@ -468,7 +505,6 @@ class Trainer:
             "best_return": self.best_return,
             "log": {**self._logged, "eval_return": self._eval_return, "metrics": self._tally.state_dict()},
             "skipped": self._skipped,
-            "versions": versions(),
         }
 
     def _summary(self) -> dict[str, Any]:
@@ -484,6 +520,7 @@ class Trainer:
             "best_return": self.best_return,
             "skipped_updates": self._skipped,
             "dropped": self.collector.dropped,
+            "ranks": self.ranks.count,
             "env_restarts": self.env_restarts,
             "phase_seconds": self.clock.phase_seconds,
             "warm_up_seconds": self.clock.warm_up_seconds,

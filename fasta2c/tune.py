@@ -112,7 +112,7 @@ def _variants(config: TrainConfig, num_envs: int) -> Iterator[dict[str, Any]]:
     if config.env_groups == "auto":
         yield {"env_groups": 1}
         yield {"env_groups": 2}
-    if config.env_threads == 0:
+    if config.thread_count == 0:
         for threads in sorted({1, accel.cores() // 2} - {0, accel.cores()}):
             if threads < num_envs:
                 yield {"env_threads": threads}

@@ -6,7 +6,6 @@ import json
 import math
 import multiprocessing
 import os
-import random
 import signal
 import sys
 import time
@@ -21,6 +20,7 @@ import yaml
 from gymnasium.spaces import Box, Dict, Discrete
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from walks import Walk
 
 from fasta2c import TrainConfig, evaluate, load_policy
 from fasta2c.config import read_config
@@ -451,43 +451,6 @@ def test_a_checkpoint_without_counters_cannot_be_resumed(tmp_path):
         train(TrainConfig(total_steps=4000), resume=result.run_dir)
 
 
-class Walk:
-    """A random walk that ends 5 away from where it began, drawn from generators of every kind; it can be saved."""
-
-    observation_space = Box(-np.inf, np.inf, (2,))
-    action_space = Discrete(3)
-
-    def __init__(self, num_envs, *, device, seed):
-        self.generator = torch.Generator().manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)
-        self.at = torch.zeros(num_envs)
-        self.over = torch.zeros(num_envs, dtype=torch.bool)
-
-    def observe(self):
-        return torch.stack([self.at, self.at.abs()], dim=1)
-
-    def reset(self):
-        self.at.zero_()
-        return self.observe()
-
-    def step(self, actions):
-        noise = (
-            torch.randn(len(self.at), generator=self.generator) + torch.rand(()) + np.random.rand() + random.random()
-        )
-        self.at = torch.where(self.over, 0.0, self.at + actions - 1 + noise - 1.5)
-        rewards = torch.where(self.over, 0.0, 1.0)
-        self.over = ~self.over & (self.at.abs() > 5)
-        return self.observe(), rewards, self.over, torch.zeros_like(self.over)
-
-    def state_dict(self):
-        return {"at": self.at, "over": self.over, "generator": self.generator.get_state()}
-
-    def load_state_dict(self, state):
-        self.at, self.over = state["at"], state["over"]
-        self.generator.set_state(state["generator"])
-
-
 @pytest.mark.parametrize(
     ("half", "changed"),
     [
@@ -498,7 +461,6 @@ class Walk:
     ],
 )
 def test_a_run_of_savable_environments_resumes_bit_for_bit(tmp_path, monkeypatch, half, changed):
-    monkeypatch.setitem(sys.modules, "walks", types.SimpleNamespace(Walk=Walk))
     common = {"env": "torch:walks:Walk", "total_steps": 2 * half * 64, "log_interval": 7, "checkpoint_interval": half}
 
     def save_and_fall(trainer):
@@ -522,7 +484,6 @@ def test_a_run_of_savable_environments_resumes_bit_for_bit(tmp_path, monkeypatch
 
 
 def test_games_go_on_in_the_groups_they_were_saved_in(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "walks", types.SimpleNamespace(Walk=Walk))
     run = train(config(tmp_path, env="torch:walks:Walk", total_steps=500, env_groups=2))
     with pytest.raises(UserError, match="env_groups: the games were saved in 2 groups; go on with --env-groups 2"):
         train(TrainConfig(total_steps=1000, env_groups=1, quiet=True), resume=run.run_dir)
@@ -531,7 +492,6 @@ def test_games_go_on_in_the_groups_they_were_saved_in(tmp_path, monkeypatch):
 @pytest.mark.parametrize("unsavable", [object(), np.float32(1), lambda: None])
 def test_a_state_that_no_checkpoint_can_hold_is_refused_before_training(tmp_path, monkeypatch, unsavable):
     monkeypatch.setattr(Walk, "state_dict", lambda walk: {"odd": unsavable})
-    monkeypatch.setitem(sys.modules, "walks", types.SimpleNamespace(Walk=Walk))
     with pytest.raises(UserError, match="torch:walks:Walk: its state_dict cannot be saved: "):
         train(config(tmp_path, env="torch:walks:Walk"))
     assert not (tmp_path / "run").exists()
@@ -706,7 +666,6 @@ def test_films_of_the_games_are_in_tensorboard(tmp_path):
     ("env", "told"), [("ToyText/Catch", "EnvPool cannot draw it"), ("torch:walks:Walk", "it cannot be drawn")]
 )
 def test_a_film_of_what_cannot_be_drawn_is_refused_before_training(tmp_path, monkeypatch, env, told):
-    monkeypatch.setitem(sys.modules, "walks", types.SimpleNamespace(Walk=Walk))
     with pytest.raises(UserError, match=told):
         train(config(tmp_path, env=env, video_interval=5))
     assert not (tmp_path / "run").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,8 @@ class Game(NamedTuple):
 class EpisodeStatistics:
     """Sums unclipped scores over real games; keeps the last `window` finished ones.
 
-    A game ends where `game_over` says so (not at a life), and dummy rows count for nothing.
+    A game ends where `game_over` says so (not at a life), and dummy rows count for nothing. Those under way are of this
+    process's environments, those that have ended of all ranks'.
 
     Args:
         num_envs: E.
@@ -44,7 +46,7 @@ class EpisodeStatistics:
         game_over: NDArray[np.bool_],
         envs: slice = slice(None),
     ) -> list[Game]:
-        """Take in these fields of one row of the environments `envs`; returns the games that ended on it."""
+        """Take in these fields of one row of the environments `envs`; returns the games that ended, to `record`."""
         returns, lengths = self._returns[envs], self._lengths[envs]
         returns += np.where(valid, scores, 0.0)
         lengths += valid
@@ -53,11 +55,14 @@ class EpisodeStatistics:
             return []
         first = envs.start or 0
         games = [Game(first + int(e), float(returns[e]), int(lengths[e])) for e in ended]
-        self._finished.extend((game.score, game.length) for game in games)
-        self.count += len(games)
         returns[ended] = 0.0
         lengths[ended] = 0
         return games
+
+    def record(self, games: Sequence[Game]) -> None:
+        """Count `games` that have ended, here or where other ranks play, and keep the last."""
+        self._finished.extend((game.score, game.length) for game in games)
+        self.count += len(games)
 
     @property
     def mean_return(self) -> float | None:
@@ -83,15 +88,18 @@ class EpisodeStatistics:
             "lengths": self._lengths.tolist(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+    def load_finished(self, state: dict[str, Any]) -> None:
+        """Take over the games of `state_dict` that have ended."""
         self.count = state["count"]
         self._finished.clear()
         self._finished.extend((float(score), int(length)) for score, length in state["finished"])
+
+    def load_under_way(self, state: dict[str, Any]) -> None:
+        """Take over the games of `state_dict` that are under way."""
         self._returns[:] = state["returns"]
         self._lengths[:] = state["lengths"]
 
-    def drop_under_way(self, envs: Any = slice(None)) -> dict[str, int]:
+    def drop_under_way(self, envs: Any) -> dict[str, int]:
         """Forget the games under way of `envs` (an index of arrays), which begin anew.
 
         Returns:

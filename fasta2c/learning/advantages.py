@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fasta2c import accel
+from fasta2c.distributed import ALONE, Ranks
 from fasta2c.errors import UserError
 
 
@@ -130,9 +131,9 @@ def build_estimators(name: str, device: torch.device) -> Estimators:
     return Estimators(compiled(gae), compiled(vtrace))
 
 
-def standardise(advantages_TE: Tensor, valid_TE: Tensor) -> Tensor:
-    """Advantages with mean 0 and variance 1 over the valid rows; the others are left at 0."""
-    count = valid_TE.sum().clamp_min(1)
-    mean = torch.where(valid_TE, advantages_TE, 0.0).sum() / count
-    centred_TE = torch.where(valid_TE, advantages_TE - mean, 0.0)
-    return centred_TE / (centred_TE.square().sum() / count).sqrt().clamp_min(1e-8)
+def standardise(advantages_TE: Tensor, valid_TE: Tensor, ranks: Ranks = ALONE) -> Tensor:
+    """Advantages with mean 0 and variance 1 over all ranks' valid rows; the others are left at 0."""
+    total, count = ranks.sum(torch.stack([torch.where(valid_TE, advantages_TE, 0.0).sum(), valid_TE.sum()]))
+    count = count.clamp_min(1)
+    centred_TE = torch.where(valid_TE, advantages_TE - total / count, 0.0)
+    return centred_TE / (ranks.sum(centred_TE.square().sum()) / count).sqrt().clamp_min(1e-8)

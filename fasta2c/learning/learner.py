@@ -13,11 +13,12 @@ from torch import Tensor
 
 from fasta2c import accel
 from fasta2c.config import TrainConfig
+from fasta2c.distributed import ALONE, Ranks
 from fasta2c.graphs import Graphs
 from fasta2c.learning.advantages import build_estimators, standardise
 from fasta2c.learning.loss import loss_sums, value_loss_sum
 from fasta2c.learning.measures import explained_variance, mean_kl
-from fasta2c.learning.optim import clip_grad_norm, schedule, set_learning_rate, step_where
+from fasta2c.learning.optim import clip_grad_norm, schedule, set_learning_rate, step_where, sum_gradients
 from fasta2c.learning.rewards import RewardScaler
 from fasta2c.learning.watch import NumberWatch
 from fasta2c.models.actor_critic import ActorCritic
@@ -40,12 +41,14 @@ class Learner:
         forward: the model's forward pass, compiled or not.
         samples: samples whose gradient is computed at once; gradients of one optimizer step add up.
         threads: torch's, on a CPU, while it updates.
+        graphs: record the update on a GPU.
+        num_minibatches: optimizer steps of an epoch, each on as large a share of the environments.
         apart: observations to action distributions, and to values, if rollouts come without values: the learner then
             makes these, many rows at once, and differentiates the very ones that advantages are made of.
         keep_graph: keep the graphs of forward passes that V-trace needs complete; else they are made twice.
         unroll: what a network with memory is called by instead of `forward`: backpropagation goes through all rows.
-        graphs: record the update on a GPU.
         reward_scaler: of the rewards that are learnt from, if they are to be scaled.
+        ranks: who learns the same from rollouts of their own: gradients are of all ranks' valid rows together.
     """
 
     def __init__(
@@ -58,10 +61,12 @@ class Learner:
         samples: int,
         threads: int,
         graphs: Graphs,
+        num_minibatches: int,
         apart: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None,
         unroll: Unroll | None = None,
         keep_graph: bool = True,
         reward_scaler: RewardScaler | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._model = model
         self._optimizer = optimizer
@@ -74,6 +79,8 @@ class Learner:
         self._unroll = unroll
         self._keep_graph = keep_graph
         self.reward_scaler = reward_scaler
+        self._num_minibatches = num_minibatches
+        self._ranks = ranks
         device = next(model.parameters()).device
         self._gae, self._vtrace = build_estimators(config.gae, device)
         self._target_lambda = TARGET_LAMBDAS.get(config.critic_target, config.gae_lambda)
@@ -86,7 +93,8 @@ class Learner:
         """Learn from `rollout`, at `progress` (0 to 1) of the run: an optimizer step for each minibatch of each epoch.
 
         Returns:
-            the values of `METRICS`, on the device: means over valid rows, and of the gradient's norm before clipping.
+            the values of `METRICS`, on the device: means over all ranks' valid rows, and of the gradient's norm before
+            clipping.
         """
         config = self._config
         # All that differs between updates beside the rollout's contents; the rest may be a recorded graph.
@@ -105,8 +113,9 @@ class Learner:
         learnt_TE = torch.zeros_like(rollout.valid_TE)
         totals, grad_norms = torch.zeros(4, device=returns_TE.device), []
         near = torch.ones((), dtype=torch.bool, device=returns_TE.device)
-        shares = list(rollout.shares(self._config.minibatches(rollout.num_envs)))
-        for number, envs in enumerate(shares * self._config.num_epochs):
+        shares = list(rollout.shares(self._num_minibatches))
+        counts = self._count(rollout, shares)
+        for number, (envs, count) in enumerate([*zip(shares, counts, strict=True)] * self._config.num_epochs):
             # The first step is that of the policy that acted; what follows learns from another's actions.
             forwards, ratios_TE = (self._forwards(rollout, envs), None) if number == 0 else self._anew(rollout, envs)
             estimate = self._estimator(rollout, rewards_TE, envs, ratios_TE)
@@ -114,28 +123,37 @@ class Learner:
             if targets_TE is not returns_TE:
                 targets_TE[:, envs] = estimate(rollout.values_T1E, self._target_lambda)[1]
             if ratios_TE is not None and self._config.target_kl:
-                near = near & (mean_kl(ratios_TE, rollout.valid_TE[:, envs]) <= self._config.target_kl)
+                kl = mean_kl(ratios_TE, rollout.valid_TE[:, envs], self._ranks)
+                near = near & (kl <= self._config.target_kl)
                 if not near.is_cuda and not near:
                     break
-            sums, grad_norm = self._step_on(rollout, envs, forwards, advantages_TE, targets_TE, near)
+            sums, grad_norm = self._step_on(rollout, envs, forwards, advantages_TE, targets_TE, near, count)
             for _ in range(self._config.critic_updates - 1):
-                self._step_critic(rollout, envs, estimate, near)
-            totals += torch.where(near, sums, 0.0)
+                self._step_critic(rollout, envs, estimate, near, count)
+            totals += torch.where(near, torch.cat([sums, count.unsqueeze(0)]), 0.0)
             learnt_TE[:, envs] |= rollout.valid_TE[:, envs] & near
             grad_norms.append(grad_norm)
         self.watch.conclude()
         if self._model.moments is not None:  # only now: within an update all is normalised alike
-            for chunk in rollout.chunks(self._samples):
-                self._model.update_moments(rollout.observations(*chunk))
+            seen = (rollout.observations(*chunk) for chunk in rollout.chunks(self._samples))
+            self._model.update_moments(seen, self._ranks)
         means = totals[:3] / totals[3].clamp_min(1)
-        explained = explained_variance(rollout.values_T1E[:-1], returns_TE, learnt_TE)
+        explained = explained_variance(rollout.values_T1E[:-1], returns_TE, learnt_TE, self._ranks)
         return torch.cat([means, torch.stack([explained, torch.stack(grad_norms).mean()])])
+
+    def _count(self, rollout: RolloutBuffer, shares: list[slice]) -> Tensor:
+        """All ranks' valid rows in each share [minibatches], at least 1; with it they tell if numbers are bad."""
+        own = [rollout.valid_TE[:, envs].sum() for envs in shares]
+        *counts, bad = self._ranks.sum(torch.stack([*own, self.watch.bad.long()]))
+        if self._ranks.count > 1:
+            self.watch.hear(bad > 0)
+        return torch.stack(counts).clamp_min(1)
 
     def _advantages(self, rollout: RolloutBuffer, envs: slice, estimate: Estimate) -> tuple[Tensor, Tensor]:
         """Advantages and returns of `envs` by gae_lambda."""
         advantages_TE, returns_TE = estimate(rollout.values_T1E, self._config.gae_lambda)
         if self._config.normalize_advantage:
-            advantages_TE = standardise(advantages_TE, rollout.valid_TE[:, envs])
+            advantages_TE = standardise(advantages_TE, rollout.valid_TE[:, envs], self._ranks)
         return advantages_TE, returns_TE
 
     def _estimator(self, rollout: RolloutBuffer, rewards_TE: Tensor, envs: slice, ratios_TE: Tensor | None) -> Estimate:
@@ -158,6 +176,7 @@ class Learner:
         advantages_TE: Tensor,
         targets_TE: Tensor,
         near: Tensor,
+        count: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """One optimizer step on the rows of `envs`.
 
@@ -168,11 +187,11 @@ class Learner:
             advantages_TE: those of `envs` up to date.
             targets_TE: of the values, those of `envs` up to date.
             near: whether the step is to be made at all.
+            count: valid rows of all ranks that the gradient is the mean of.
 
         Returns:
-            the sums of its losses and how many valid rows they are of, and the norm of its gradient.
+            the sums of its losses over all ranks, and the norm of its gradient.
         """
-        count = rollout.valid_TE[:, envs].sum().clamp_min(1)
         totals = torch.zeros(3, device=count.device)
         self._optimizer.zero_grad(set_to_none=True)
         learnt = (rollout.actions_TE, advantages_TE, targets_TE, rollout.valid_TE)
@@ -187,17 +206,20 @@ class Learner:
             loss = sums.policy + self._config.vf_coef * sums.value - self._ent_coef * sums.entropy
             (loss / count).backward()
             totals += torch.stack(sums).detach()
+        totals = sum_gradients(self._model.parameters(), totals, self._ranks)
         grad_norm = clip_grad_norm(self._model.parameters(), self._config.max_grad_norm)
         step_where(self._optimizer, near & self.watch.allows(totals, grad_norm))
-        return torch.cat([totals, count.float().unsqueeze(0)]), grad_norm
+        return totals, grad_norm
 
-    def _step_critic(self, rollout: RolloutBuffer, envs: slice, estimate: Estimate, near: Tensor) -> None:
+    def _step_critic(
+        self, rollout: RolloutBuffer, envs: slice, estimate: Estimate, near: Tensor, count: Tensor
+    ) -> None:
         """One more optimizer step of the critic alone on the rows of `envs`, behind the policy's.
 
         Its targets are made of its values as they are by now; what the rollout holds stays what the policy learnt from.
         """
         valid_TE, chunks = rollout.valid_TE, list(rollout.chunks(self._samples, envs))
-        count, total = valid_TE[:, envs].sum().clamp_min(1), torch.zeros((), device=near.device)
+        total = torch.zeros(1, device=near.device)
         values_T1E, targets_TE = torch.empty_like(rollout.values_T1E), torch.empty_like(rollout.rewards_TE)
         with torch.no_grad():
             for chunk in chunks:
@@ -210,6 +232,7 @@ class Learner:
             loss = value_loss_sum(values_B, targets_B, valid_B, self._config.value_loss)
             (self._config.vf_coef * loss / count).backward()
             total += loss.detach()
+        total = sum_gradients(self._model.critic_parameters(), total, self._ranks)
         grad_norm = clip_grad_norm(self._model.critic_parameters(), self._config.max_grad_norm)
         step_where(self._optimizer, near & self.watch.allows(total, grad_norm))
 

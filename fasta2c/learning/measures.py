@@ -8,23 +8,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fasta2c.distributed import ALONE, Ranks
 
-def mean_kl(ratios_TE: Tensor, valid_TE: Tensor) -> Tensor:
-    """Mean KL divergence over valid rows, 0-dimensional, of the policy that acted from one now `ratios_TE` as likely.
+
+def mean_kl(ratios_TE: Tensor, valid_TE: Tensor, ranks: Ranks = ALONE) -> Tensor:
+    """Mean KL divergence over all ranks' valid rows, 0-dimensional, of the policy that acted from one `ratios_TE` as
+    likely.
 
     By r - 1 - log r, which is unbiased and never negative (Schulman 2020, "Approximating KL Divergence").
     """
     terms_TE = torch.where(valid_TE, ratios_TE - 1 - ratios_TE.log(), 0.0)
-    return terms_TE.sum() / valid_TE.sum().clamp_min(1)
+    total, count = ranks.sum(torch.stack([terms_TE.sum(), valid_TE.sum()]))
+    return total / count.clamp_min(1)
 
 
-def explained_variance(values_TE: Tensor, returns_TE: Tensor, valid_TE: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns) over valid rows, 0-dimensional; NaN where the returns do not vary."""
-    count = valid_TE.sum().clamp_min(1)
+def explained_variance(values_TE: Tensor, returns_TE: Tensor, valid_TE: Tensor, ranks: Ranks = ALONE) -> Tensor:
+    """1 - Var(returns - values) / Var(returns) over all ranks' valid rows, 0-dimensional.
 
-    def variance(x_TE: Tensor) -> Tensor:
-        mean = torch.where(valid_TE, x_TE, 0.0).sum() / count
-        return torch.where(valid_TE, x_TE - mean, 0.0).square().sum() / count
-
-    total = variance(returns_TE)
-    return torch.where(total > 0, 1 - variance(returns_TE - values_TE) / total, torch.nan)
+    NaN where the returns do not vary.
+    """
+    both_2TE = torch.stack([returns_TE - values_TE, returns_TE])
+    sums_2 = torch.where(valid_TE, both_2TE, 0.0).sum(dim=(1, 2))
+    sums_3 = ranks.sum(torch.cat([sums_2, valid_TE.sum().unsqueeze(0)]))
+    count = sums_3[2].clamp_min(1)
+    means_211 = (sums_3[:2] / count).view(2, 1, 1)
+    squares_2 = ranks.sum(torch.where(valid_TE, both_2TE - means_211, 0.0).square().sum(dim=(1, 2)))
+    unexplained, total = squares_2 / count
+    return torch.where(total > 0, 1 - unexplained / total, torch.nan)

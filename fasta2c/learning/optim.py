@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fasta2c.config import TrainConfig
+from fasta2c.distributed import Ranks
 from fasta2c.learning.muon import Muon
 from fasta2c.models.actor_critic import ActorCritic
 
@@ -128,6 +129,20 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]
     """Take over the averages of `saved`, a `state_dict` from any device; rates and options stay as they were built."""
     own = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": saved["state"], "param_groups": own})
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter], sums: Tensor, ranks: Ranks) -> Tensor:
+    """Add up the gradients of `ranks`, and with them their `sums` [N], in one message; returns these.
+
+    Gradients are parts of one sum over all ranks' rows, each divided by the number of all of them.
+    """
+    if ranks.count == 1:
+        return sums
+    grads = [p.grad for p in parameters if p.grad is not None]
+    flat = ranks.sum(torch.cat([*(x.flatten() for x in grads), sums]))
+    *parts, total = flat.split([*(x.numel() for x in grads), len(sums)])
+    torch._foreach_copy_(grads, [part.view_as(x) for part, x in zip(parts, grads, strict=True)])
+    return total
 
 
 def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:

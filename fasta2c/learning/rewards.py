@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fasta2c.distributed import ALONE, Ranks
 from fasta2c.models.normalize import RunningMoments
 
 
@@ -19,13 +20,15 @@ class RewardScaler(nn.Module):
     Args:
         num_envs: E.
         gamma: discount of the returns.
+        ranks: whose returns count as well, each with environments of its own.
     """
 
     return_E: Tensor
 
-    def __init__(self, num_envs: int, gamma: float) -> None:
+    def __init__(self, num_envs: int, gamma: float, ranks: Ranks = ALONE) -> None:
         super().__init__()
         self._gamma = gamma
+        self._ranks = ranks
         self.moments = RunningMoments(1)
         # Where each environment's episode stands.
         self.register_buffer("return_E", torch.zeros(num_envs, dtype=torch.float64))
@@ -41,9 +44,12 @@ class RewardScaler(nn.Module):
         for t in range(len(paid_TE)):
             returns_TE[t] = paid_TE[t] + self._gamma * self.return_E
             self.return_E.copy_(torch.where(done_TE[t], 0.0, returns_TE[t]))
-        self.moments.update(returns_TE.flatten().unsqueeze(1), valid_TE.flatten())
+        new = self.moments.measure(returns_TE.flatten().unsqueeze(1), valid_TE.flatten())
+        self.moments.update([new], self._ranks)
         return rewards_TE * self.moments.scale_D
 
-    def drop_episodes(self) -> None:
-        """All environments begin new episodes."""
+    def load_moments(self, state: dict[str, Tensor]) -> None:
+        """Go on from the scale of `state_dict`, all environments beginning new episodes."""
+        prefix = "moments."
+        self.moments.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         self.return_E.zero_()

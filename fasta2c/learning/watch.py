@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fasta2c.rollout.buffer import RolloutBuffer
 
-# What can be at fault, in the order of its numbers from 1.
-KINDS = ("reward", "observation", "loss or gradient")
-REWARD, OBSERVATION, LOSS = range(1, 4)
+# What can be at fault, in the order of its numbers from 1; the last, what another rank tells more of.
+KINDS = ("reward", "observation", "loss or gradient", "number")
+REWARD, OBSERVATION, LOSS, ELSEWHERE = range(1, 5)
 
 
 class Fault(NamedTuple):
@@ -31,6 +31,11 @@ class Fault(NamedTuple):
     longest: int
     """The most in a row that were not, whatever has been reported of them."""
 
+    @property
+    def vague(self) -> int:
+        """Higher than another rank's where that says more about the same update."""
+        return KINDS.index(self.what)
+
     def told(self, before: int, env_steps: int) -> str:
         """It in words, `before` updates made before the learner's first, the run now at `env_steps`."""
         where = "" if self.row is None else f" of environment {self.env} in row {self.row}"
@@ -44,7 +49,8 @@ class Fault(NamedTuple):
 class NumberWatch:
     """Watches rewards, observations, losses and gradients of updates; everything it knows is on the device.
 
-    For each update `examine` comes first, then `allows` for each optimizer step, then `conclude`.
+    For each update `examine` comes first, then `hear` with several ranks, then `allows` for each optimizer step, then
+    `conclude`. All ranks come to the same end.
 
     Args:
         device: where the learner is.
@@ -74,6 +80,15 @@ class NumberWatch:
         for x_T1EN in numbers:
             self._note_first(OBSERVATION, ~torch.isfinite(x_T1EN).all(dim=2) & learnt_T1E)
 
+    @property
+    def bad(self) -> Tensor:
+        """Whether anything was found in this update so far, 0-dimensional."""
+        return self._bad
+
+    def hear(self, bad: Tensor) -> None:
+        """Take in whether any rank has found something."""
+        self._note(ELSEWHERE, bad)
+
     def allows(self, *numbers: Tensor) -> Tensor:
         """Whether an optimizer step is to be applied, 0-dimensional: all is finite, these `numbers` of it as well."""
         finite = torch.isfinite(torch.cat([x.flatten() for x in numbers]).sum())
@@ -95,7 +110,7 @@ class NumberWatch:
         update, kind, row, env = self._first.tolist()
         if not update:
             return None
-        row, env = (None, None) if kind == LOSS else (row, env)
+        row, env = (None, None) if kind >= LOSS else (row, env)
         fault = Fault(update, KINDS[kind - 1], row, env, int(self._skipped), int(self._longest))
         self._first.zero_()
         self._skipped.zero_()

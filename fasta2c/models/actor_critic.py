@@ -5,13 +5,14 @@ Shapes: T rows, B samples or environments, P numbers of an action distribution, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from fasta2c import accel
 from fasta2c.config import TrainConfig
+from fasta2c.distributed import ALONE, Ranks
 from fasta2c.models.distributions import build_distribution
 from fasta2c.models.encoders import build_encoder, is_convolutional
 from fasta2c.models.layers import orthogonal
@@ -113,12 +114,19 @@ class ActorCritic(nn.Module):
         leaves, _ = self._observe(observations)
         return self.value_head(self._encode(self.critic_encoder or self.encoder, leaves)).squeeze(-1)
 
-    def update_moments(self, observations: Tensor) -> None:
-        """Take observations [B, ...] into the mean and variance that later ones are normalised by, if any are."""
+    def update_moments(self, batches: Iterable[Tensor], ranks: Ranks = ALONE) -> None:
+        """Take batches of observations [B, ...], and other ranks', into what later ones are normalised by, if any are.
+
+        These are normalised alike on every rank.
+        """
         if self.moments is not None:
-            leaves = self._layout.unpack(observations)
-            real = [leaves[self._seen[n]].reshape(len(observations), -1) for n in self._real]
-            self.moments.update(torch.cat(real, dim=1) if len(real) > 1 else real[0])
+            self.moments.update((self.moments.measure(self._numbers(x)) for x in batches), ranks)
+
+    def _numbers(self, observations: Tensor) -> Tensor:
+        """The real numbers of observations [B, ...], those of a sample side by side."""
+        leaves = self._layout.unpack(observations)
+        real = [leaves[self._seen[n]].reshape(len(observations), -1) for n in self._real]
+        return torch.cat(real, dim=1) if len(real) > 1 else real[0]
 
     def _observe(self, observations: Tensor | Sequence[Tensor]) -> tuple[Sequence[Tensor], Tensor | None]:
         """The leaves that encoders see, normalised, and the mask of legal actions."""

@@ -5,12 +5,36 @@ Shapes: B samples, D numbers.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import reduce
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
+from fasta2c.distributed import ALONE, Ranks
+
+
+class Moments(NamedTuple):
+    """Of some samples, in float64."""
+
+    number: Tensor
+    """Of samples, 0-dimensional."""
+    mean_D: Tensor
+    squares_D: Tensor
+    """Sums of squared deviations from the mean."""
+
+    def joined(self, other: Moments) -> Moments:
+        """Of these samples and those of `other` (Chan et al. 1983, doi:10.2307/2683386)."""
+        number = self.number + other.number
+        share = other.number / number.clamp_min(1)
+        between_D = other.mean_D - self.mean_D
+        squares_D = self.squares_D + other.squares_D + between_D.square() * self.number * share
+        return Moments(number, self.mean_D + between_D * share, squares_D)
+
 
 class RunningMoments(nn.Module):
-    """Mean and variance of all samples so far, accumulated in float64 (Chan et al. 1983, doi:10.2307/2683386).
+    """Mean and variance of all samples so far, accumulated in float64.
 
     Args:
         size: D.
@@ -32,24 +56,31 @@ class RunningMoments(nn.Module):
         self.register_buffer("scale_D", torch.ones(size))
 
     @torch.no_grad()
-    def update(self, samples_BD: Tensor, valid_B: Tensor | None = None) -> None:
-        """Take in samples, or those that are `valid_B`: whatever stands in the others does not matter.
+    def measure(self, samples_BD: Tensor, valid_B: Tensor | None = None) -> Moments:
+        """The moments of samples, or of those that are `valid_B`: whatever stands in the others does not matter.
 
         A number that is not finite counts as the mean so far: one of them must not spoil all that follow.
         """
         samples_BD = samples_BD.to(torch.float64)
         samples_BD = torch.where(torch.isfinite(samples_BD), samples_BD, self.mean_D)
         valid_B1 = torch.ones_like(samples_BD[:, :1], dtype=torch.bool) if valid_B is None else valid_B.unsqueeze(1)
-        added = valid_B1.sum()
-        mean_D = torch.where(valid_B1, samples_BD, 0.0).sum(dim=0) / added.clamp_min(1)
+        number = valid_B1.sum().to(torch.float64)
+        mean_D = torch.where(valid_B1, samples_BD, 0.0).sum(dim=0) / number.clamp_min(1)
         squares_D = torch.where(valid_B1, samples_BD - mean_D, 0.0).square().sum(dim=0)
-        total = self.count + added
-        share = added / total.clamp_min(1)
-        between_D = mean_D - self.mean_D
+        return Moments(number, mean_D, squares_D)
+
+    @torch.no_grad()
+    def update(self, batches: Iterable[Moments], ranks: Ranks = ALONE) -> None:
+        """Take in what was measured of some batches, here and by the other `ranks`."""
+        new = reduce(Moments.joined, batches)
+        told = ranks.stack(torch.cat([new.number.unsqueeze(0), new.mean_D, new.squares_D]))
+        size = len(new.mean_D)
+        heard = [Moments(x[0], x[1 : size + 1], x[size + 1 :]) for x in told]
         # Before the first sample the variance stands at 1 and weighs nothing.
-        squares_D += self.variance_D * self.count + between_D.square() * self.count * share
-        self.variance_D.copy_(torch.where(total > 0, squares_D / total.clamp_min(1), self.variance_D))
-        self.mean_D += between_D * share
-        self.count += added
-        self.shift_D.copy_(self.mean_D)
+        so_far = Moments(self.count, self.mean_D, self.variance_D * self.count)
+        count, mean_D, squares_D = so_far.joined(reduce(Moments.joined, heard))
+        self.variance_D.copy_(torch.where(count > 0, squares_D / count.clamp_min(1), self.variance_D))
+        self.mean_D.copy_(mean_D)
+        self.count.copy_(count)
+        self.shift_D.copy_(mean_D)
         self.scale_D.copy_((self.variance_D + 1e-8).rsqrt())

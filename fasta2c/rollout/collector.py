@@ -5,9 +5,9 @@ Shapes: T rows, E environments, G of them in one group, P numbers of an action d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,19 @@ from fasta2c.graphs import Graphs
 from fasta2c.models.distributions import Distribution
 from fasta2c.rollout.buffer import Forward, RolloutBuffer, Unroll, env_slices
 from fasta2c.timing import PhaseTimer
+
+
+class Happened(NamedTuple):
+    """What a rollout brought beside its tensors."""
+
+    env_steps: int
+    """Valid rows."""
+    games: list[Game]
+    """Those that ended."""
+    dropped_games: int
+    """Those left without an end, as their environments failed or could not be saved."""
+    dropped_env_steps: int
+    """Of these games."""
 
 
 class Collector:
@@ -49,6 +62,7 @@ class Collector:
         keep_log_probs: keep the actions' log-probabilities in the buffer, for updates by other parameters than acted.
         keep_graph: act with gradients and keep the graphs in the buffer, for an update that needs no second forward
             pass. The parameters must not change before that update.
+        tell: told what happened here in a rollout, returns what happened on every rank.
     """
 
     def __init__(
@@ -67,6 +81,7 @@ class Collector:
         sde_interval: int = 0,
         keep_log_probs: bool = False,
         keep_graph: bool = False,
+        tell: Callable[[Happened], Iterable[Happened]] = lambda here: [here],
     ) -> None:
         self._model = model
         self._policy = policy
@@ -78,6 +93,7 @@ class Collector:
         self._timer = timer
         self._keep_log_probs = keep_log_probs
         self._keep_graph = keep_graph
+        self._tell = tell
         taken = distribution.env_actions(buffer.actions_TE[0])
         self._downloads: list[Callable[[Tensor], Any]] = [
             torch.clone if envs.on_device else accel.Download(taken[: envs.num_envs]) for envs in groups
@@ -95,11 +111,15 @@ class Collector:
         self._exploration = distribution.explore(buffer.num_envs, generator)
         self.episodes = EpisodeStatistics(buffer.num_envs)
         self.ended: list[Game] = []
-        """Games that ended in the last rollout."""
+        """Games that ended in the last rollout, of all ranks as everything that is counted here."""
         self.env_steps = 0
         """Valid rows of all rollouts so far; a resumed run sets what it begins with."""
         self.dropped = {"games": 0, "env_steps": 0}
         """Games that were left without an end, as their environments could not be saved or failed; their env steps."""
+        # Of the rollout that is being filled.
+        self._steps = 0
+        self._games: list[Game] = []
+        self._lost = {"games": 0, "env_steps": 0}
         for envs, columns in self._groups:
             buffer.start(envs.reset(), columns)
 
@@ -109,7 +129,6 @@ class Collector:
         buffer, timer = self._buffer, self._timer
         buffer.carry_over()
         buffer.forwards.clear()
-        self.ended.clear()
         for t in range(buffer.num_steps):
             if self._exploration is not None and t in self._sde_rows:
                 drawn = self._distribution.explore(buffer.num_envs, self._generator)
@@ -132,7 +151,20 @@ class Collector:
                 self._count_on_device()
         else:
             buffer.upload()
+        self._conclude()
         return buffer
+
+    def _conclude(self) -> None:
+        """Tell what happened in this rollout, and count what happened everywhere."""
+        here = Happened(self._steps, self._games, self._lost["games"], self._lost["env_steps"])
+        self._steps, self._games, self._lost = 0, [], dict.fromkeys(self._lost, 0)
+        self.ended = []
+        for there in self._tell(here):
+            self.ended += there.games
+            self.env_steps += there.env_steps
+            self.dropped["games"] += there.dropped_games
+            self.dropped["env_steps"] += there.dropped_env_steps
+        self.episodes.record(self.ended)
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, statistics, and the games under way if the environments can be saved: tensors and plain values."""
@@ -148,30 +180,33 @@ class Collector:
             "games": games,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, states: Sequence[dict[str, Any]], own: int | None = 0) -> None:
         """Go on from what `state_dict` returned; games that were not saved are dropped, and new ones have begun.
+
+        Args:
+            states: of all ranks of the run that was saved.
+            own: which of them to go on from; None has new games.
 
         Raises:
             UserError: there are other groups than the saved games had.
         """
-        games = state["games"]
+        games = None if own is None else states[own]["games"]
         if games is not None and len(games["envs"]) != len(self._groups):
             saved = len(games["envs"])
             raise UserError(f"env_groups: the games were saved in {saved} groups; go on with --env-groups {saved}.")
-        self.env_steps = state["env_steps"]
-        self.dropped = dict(state["dropped"])
-        self.episodes.load_state_dict(state["episodes"])
-        if games is None:
-            self._drop(slice(None))
+        self.env_steps = states[0]["env_steps"]
+        self.dropped = dict(states[0]["dropped"])
+        self.episodes.load_finished(states[0]["episodes"])
+        if games is None or own is None:
+            lengths = [length for state in states for length in state["episodes"]["lengths"]]
+            self.dropped["games"] += sum(length > 0 for length in lengths)
+            self.dropped["env_steps"] += sum(lengths)
             return
+        self.episodes.load_under_way(states[own]["episodes"])
         self._buffer.load_carried(games["buffer"])
         for (group, _), saved in zip(self._groups, games["envs"], strict=True):
             assert isinstance(group, TorchEnvs)
             group.load_state_dict(saved)
-
-    def _drop(self, envs: Any) -> None:
-        for what, count in self.episodes.drop_under_way(envs).items():
-            self.dropped[what] += count
 
     def _receive(self, t: int, envs: HostEnvs | TorchEnvs, columns: slice) -> None:
         with self._timer("env"):
@@ -183,11 +218,12 @@ class Collector:
             self._buffer.store(t, columns, row)
         self._count(row.valid, row.scores, row.game_over, columns)
         if row.lost is not None:
-            self._drop(columns.start + np.flatnonzero(row.lost))
+            for what, count in self.episodes.drop_under_way(columns.start + np.flatnonzero(row.lost)).items():
+                self._lost[what] += count
 
     def _count(self, valid: NDArray[Any], scores: NDArray[Any], game_over: NDArray[Any], columns: slice) -> None:
-        self.env_steps += int(np.count_nonzero(valid))
-        self.ended += self.episodes.update(valid, scores, game_over, columns)
+        self._steps += int(np.count_nonzero(valid))
+        self._games += self.episodes.update(valid, scores, game_over, columns)
 
     def _count_on_device(self) -> None:
         """Count a rollout of rows that were never on the host, which the device is waited for."""

@@ -32,8 +32,10 @@ class RunDirectory:
         self._lock = lock
 
     @classmethod
-    def create(cls, path: Path | None, *, env: str, seed: int) -> RunDirectory:
+    def create(cls, path: Path | None, *, env: str, seed: int, job: str | None = None) -> RunDirectory:
         """A new run's folder, locked; `runs/<env>/<time>-s<seed>` below the working directory if `path` is None.
+
+        The `job` whose run it is can find it again (`of_job`).
 
         Raises:
             UserError: `path` holds another run, is a file, is not empty, is in use, or cannot be written.
@@ -42,17 +44,21 @@ class RunDirectory:
         made: list[Path] = []
         try:
             if folder is None:
-                folder = Path("runs", *_safe_parts(env), f"{time.strftime('%Y%m%d-%H%M%S')}-s{seed}")
+                folder = _default_parent(env) / f"{time.strftime('%Y%m%d-%H%M%S')}-s{seed}"
                 made = _missing(folder.parent)
                 folder = _make_unused(folder)
                 made.insert(0, folder)
             else:
-                _refuse_if_taken(folder)
+                if not _is_of_job(folder, job):  # else it was ended before it could be saved, and begins anew
+                    _refuse_if_taken(folder)
                 made = _missing(folder)
                 folder.mkdir(parents=True, exist_ok=True)
             directory = cls(folder, _lock(folder))
             try:
-                _refuse_if_taken(folder)  # again: another run may have come and gone before the lock was ours
+                if not _is_of_job(folder, job):
+                    _refuse_if_taken(folder)  # again: another run may have come and gone before the lock was ours
+                if job is not None:
+                    (folder / ".lock").write_text(job, encoding="utf-8")
             except BaseException:
                 directory.close()
                 raise
@@ -85,6 +91,14 @@ class RunDirectory:
             verb = "written" if lock else "read"
             raise UserError(f"{path} cannot be {verb} ({_reason(error)}); change its permissions or copy it.") from None
         return directory
+
+    @classmethod
+    def of_job(cls, path: Path | None, *, env: str, job: str) -> Path | None:
+        """The folder, chosen as by `create`, of a run that `job` has begun and saved; None before it has."""
+        with contextlib.suppress(OSError, ValueError):
+            folders = sorted(_default_parent(env).iterdir(), reverse=True) if path is None else [path]
+            return next((x for x in folders if _is_of_job(x, job) and cls(x).latest.is_file()), None)
+        return None
 
     @property
     def config_file(self) -> Path:
@@ -221,6 +235,18 @@ def _safe_parts(env: str) -> list[str]:
     """`env` as folder names that stay where they are put: no `..`, nothing hidden, no odd characters."""
     parts = (re.sub(r"[^A-Za-z0-9._+=-]", "_", part).lstrip(".")[:100] for part in env.split("/"))
     return [part for part in parts if part] or ["env"]
+
+
+def _default_parent(env: str) -> Path:
+    """Where runs of `env` are, unless somebody says."""
+    return Path("runs", *_safe_parts(env))
+
+
+def _is_of_job(folder: Path, job: str | None) -> bool:
+    """Whether `job` has begun the run in `folder`."""
+    with contextlib.suppress(OSError, ValueError):
+        return job is not None and (folder / ".lock").read_text(encoding="utf-8") == job
+    return False
 
 
 def _make_unused(folder: Path) -> Path:

@@ -78,15 +78,17 @@ class MetricsLog:
     A log that cannot be written warns once and never ends the run; metrics.csv goes on when the disk has room again.
 
     Args:
-        directory: the run's folder.
+        directory: the run's folder; None writes nothing.
         resume_at: env steps of the checkpoint that a resumed run continues from; what was logged after it is dropped.
     """
 
-    def __init__(self, directory: Path, *, resume_at: int | None = None) -> None:
+    def __init__(self, directory: Path | None, *, resume_at: int | None = None) -> None:
         self._warned = False
         self._csv: io.FileIO | None = None
         self._board: Any = None
         self._excepthook = threading.excepthook
+        if directory is None:
+            return
         threading.excepthook = self._on_thread_error
         try:
             self._csv = _open_csv(directory / "metrics.csv", resume_at)

@@ -30,10 +30,13 @@ def run(argv: list[str]) -> None:
     with errors_named(origins):
         base = base_config(given, origins)
         flags = parse(TrainFlags, "train", argv, given, TrainFlags(settings=base), env_kwargs=base.env_kwargs)
+        from fasta2c.distributed import Ranks
         from fasta2c.trainer import train
 
         config = flags.settings
         result = train(config) if flags.resume is None else train(config, resume=flags.resume)
+    if not Ranks.from_environment().leads:
+        return
     if config.quiet:
         print(result.run_dir)
         return

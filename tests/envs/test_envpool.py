@@ -114,7 +114,7 @@ def test_scores_are_the_games_own_however_rewards_are_clipped(episodic_life):
     by_hand, finished = np.zeros(8), []
     for row in walk(envs, 700):
         assert set(np.unique(row.rewards)) <= {0.0, 1.0}
-        statistics.update(row.valid, row.scores, row.game_over)
+        statistics.record(statistics.update(row.valid, row.scores, row.game_over))
         by_hand += row.scores
         for e in np.flatnonzero(row.game_over):
             finished.append(by_hand[e])

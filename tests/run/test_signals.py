@@ -130,3 +130,39 @@ def ended(pid: int, seconds: float = 10.0) -> bool:
         return True
     os.kill(pid, signal.SIGKILL)
     return False
+
+
+DEAF = """
+import ctypes, os, signal, sys, threading
+from fasta2c.run.signals import SignalWatch
+libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+with SignalWatch(patience=0.5) as watch:
+    os.kill(os.getpid(), signal.SIGTERM)
+    print(watch.received, flush=True)
+with SignalWatch(patience=0.5) as watch:
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    libc.pthread_mutex_lock(mutex)
+    libc.pthread_mutex_lock(mutex)  # for ever, and no signal ends it
+print("unreachable", flush=True)
+"""
+
+
+def test_a_process_that_hears_of_no_signal_ends() -> None:
+    """Python's own handlers do not run while code that is not Python's waits; one that does hear goes on."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(signals.__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", DEAF], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "15\n", "")
+
+
+def test_the_wakeup_of_others_is_given_back() -> None:
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    before = signal.set_wakeup_fd(write)
+    try:
+        with SignalWatch(patience=5):
+            assert signal.set_wakeup_fd(-1) not in (-1, write)
+        assert signal.set_wakeup_fd(before) == write
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(read)
+        os.close(write)

@@ -1,0 +1,68 @@
+"""What the ranks of a run tell each other at every rollout, so that all count alike and do the same next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from fasta2c.distributed import Ranks
+from fasta2c.envs.episodes import Game
+from fasta2c.rollout.collector import Happened
+
+
+class Wishes(NamedTuple):
+    """What ends a run early, or has it saved before its time."""
+
+    signal: int = 0
+    """That asks the run to stop; 0 for none."""
+    stop: bool = False
+    """Somebody's code asks for it."""
+    save: bool = False
+    """The last checkpoint is as old as one may get."""
+
+
+class Agreement:
+    """One rank's wish is everyone's, from the end of the same rollout on; alone, it is one at once.
+
+    Args:
+        ranks: who they are.
+        own: this rank's wishes as they are now.
+        restarts: environments that failed here and were made anew so far.
+        first_env: the number that this rank's first environment has among all of them.
+    """
+
+    def __init__(self, ranks: Ranks, own: Callable[[], Wishes], restarts: Callable[[], int], first_env: int) -> None:
+        self._ranks = ranks
+        self._own = own
+        self._restarts = restarts
+        self._first_env = first_env
+        self._agreed = Wishes()
+        self._restarts_told = 0
+
+    @property
+    def wishes(self) -> Wishes:
+        """What is to be done."""
+        return self._own() if self._ranks.count == 1 else self._agreed
+
+    @property
+    def env_restarts(self) -> int:
+        """Environments of all ranks that failed and were made anew in this session."""
+        return self._restarts() if self._ranks.count == 1 else self._restarts_told
+
+    def tell(self, here: Happened) -> Sequence[Happened]:
+        """Tell what happened here in a rollout; returns what did on every rank, environments numbered through."""
+        if self._ranks.count == 1:
+            return [here]
+        own = self._own()
+        numbers = [*own, self._restarts(), here.env_steps, here.dropped_games, here.dropped_env_steps]
+        games = [game._replace(env=self._first_env + game.env) for game in here.games]
+        heard = self._ranks.exchange(numbers, games, width=len(Game._fields))
+        signals, stops, saves, restarts = zip(*(told[:4] for told, _ in heard), strict=True)
+        self._agreed = Wishes(int(max(signals)), any(stops), any(saves))
+        self._restarts_told = int(sum(restarts))
+        return [
+            Happened(
+                int(told[4]), [Game(int(env), score, int(length)) for env, score, length in rows], *map(int, told[5:])
+            )
+            for told, rows in heard
+        ]

@@ -1,0 +1,208 @@
+"""Ranks: the processes that share one run under torchrun, what they tell each other, and what they add up.
+
+A process by itself is `ALONE`, for which all of this does nothing. What ranks exchange goes through torch.distributed:
+numbers of the device by NCCL on GPUs and gloo on CPUs, the host's by gloo.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import itertools
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from fasta2c.errors import PeerLost, is_out_of_memory
+
+# How long a rank waits for the others: rank 0 may play an evaluation meanwhile, or another compile.
+PATIENCE = timedelta(hours=1)
+# What torchrun tells each rank.
+_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# Rows of numbers that `Ranks.exchange` sends at once.
+ROWS_AT_ONCE = 32
+_calls = itertools.count()
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of its run.
+
+    Its methods are collective from `connect` on: all ranks call the same ones in the same order, and wait for each
+    other. They raise `PeerLost` where one has gone.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+    """Among those on this machine."""
+    local_count: int = 1
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """The rank that torchrun has made of this process; `ALONE` where it has not."""
+        given = [os.environ.get(name, "") for name in _VARIABLES]
+        numbers = given[:4]
+        if not (all(given) and all(n.isascii() and n.isdecimal() for n in numbers)):
+            return ALONE
+        rank, count, local_rank, local_count = map(int, numbers)
+        return cls(rank, count, local_rank, local_count) if count > 1 else ALONE
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0, which alone writes and speaks."""
+        return self.rank == 0
+
+    def share(self, total: int) -> slice:
+        """This rank's part of `total` things, which are shared out as equally as can be."""
+        return slice(total * self.rank // self.count, total * (self.rank + 1) // self.count)
+
+    def seed(self, seed: int) -> int:
+        """A seed of this rank's own; rank 0's is `seed` itself."""
+        if self.leads:
+            return seed
+        sequence = np.random.SeedSequence(seed, spawn_key=(0, self.rank))
+        return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+    def connect(self) -> None:
+        """Meet the other ranks; the connection lasts as long as Python."""
+        if self.count == 1 or dist.is_initialized():
+            return
+        with _together():
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        atexit.register(dist.destroy_process_group)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """`x` plus those of all other ranks, in place: the same bits on each rank."""
+        if self.count > 1:
+            with _together():
+                dist.all_reduce(x)
+        return x
+
+    def stack(self, x: Tensor) -> Tensor:
+        """The `x` of every rank, [ranks, ...]."""
+        if self.count == 1:
+            return x.unsqueeze(0)
+        stacked = torch.empty((self.count, *x.shape), dtype=x.dtype, device=x.device)
+        with _together():
+            dist.all_gather(list(stacked.unbind()), x)
+        return stacked
+
+    def exchange(
+        self, numbers: Sequence[float], rows: Sequence[Sequence[float]], *, width: int
+    ) -> list[tuple[list[float], list[list[float]]]]:
+        """The `numbers`, as many everywhere, and the `rows` of `width` numbers of every rank; usually one message."""
+        head, size = 1 + len(numbers), ROWS_AT_ONCE * width
+        first = torch.zeros(head + size, dtype=torch.float64)
+        first[:head] = torch.tensor([len(rows), *numbers], dtype=torch.float64)
+        table = torch.tensor(rows, dtype=torch.float64).view(len(rows), width)
+        first[head:].view(-1, width)[: len(rows)] = table[:ROWS_AT_ONCE]
+        told = self.stack(first)
+        most = int(told[:, 0].max())
+        tables = told[:, head:].view(self.count, -1, width)
+        if most > ROWS_AT_ONCE:
+            rest = torch.zeros(most - ROWS_AT_ONCE, width, dtype=torch.float64)
+            rest[: max(len(rows) - ROWS_AT_ONCE, 0)] = table[ROWS_AT_ONCE:]
+            tables = torch.cat([tables, self.stack(rest)], dim=1)
+        return [(x[1:head].tolist(), own[: int(x[0])].tolist()) for x, own in zip(told, tables, strict=True)]
+
+    def gather(self, value: Any) -> list[Any]:
+        """The plain `value` of every rank. Slower than `stack`."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        with _together():
+            dist.all_gather_object(values, value)
+        return values
+
+    def gather_first(self, value: Any) -> list[Any]:
+        """The plain `value` of every rank, for rank 0; the others get nothing."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count if self.leads else []
+        with _together():
+            dist.gather_object(value, values if self.leads else None, dst=0)
+        return values
+
+    def of_first(self, value: Any) -> Any:
+        """The plain `value` of rank 0."""
+        if self.count == 1:
+            return value
+        values = [value]
+        with _together():
+            dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def take_first(self, tensors: list[Tensor]) -> None:
+        """Overwrite `tensors` with those of rank 0."""
+        if self.count > 1:
+            with _together():
+                for x in tensors:
+                    dist.broadcast(x.detach(), src=0)
+
+
+ALONE = Ranks()
+
+
+def next_job() -> str | None:
+    """What tells this run of torchrun's job from all others, and is the same when torchrun has restarted its ranks.
+
+    None without torchrun. A script that trains several times does so in the same order each time.
+    """
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+    if run_id is None:
+        return None
+    if run_id == "none":  # torchrun was given no name for it; its own process lasts as long as the job
+        run_id = f"{socket.gethostname()}-{os.getppid()}"
+        with contextlib.suppress(OSError, IndexError):
+            run_id += f"-{Path(f'/proc/{os.getppid()}/stat').read_text().rpartition(')')[2].split()[19]}"
+    return f"{run_id}#{next(_calls)}"
+
+
+def speaks_first(message: str, *, for_another: bool = False) -> bool:
+    """Whether this rank is the one to show `message`, which others may have as well; True for a process by itself.
+
+    Args:
+        message: what went wrong.
+        for_another: with another rank, which may have shown something itself: then this one stays silent.
+    """
+    if Ranks.from_environment().count == 1:
+        return True
+    try:
+        # Not the process group's own: this one need not have come so far.
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            timeout=timedelta(seconds=5),
+            wait_for_workers=False,
+        )
+        spoken = f"fasta2c/spoken/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+        if for_another and store.add(spoken, 0):
+            return False
+        store.add(spoken, 1)
+        return store.add(f"{spoken}/{hashlib.sha256(message.encode()).hexdigest()}", 1) == 1
+    except (RuntimeError, ValueError):  # whoever kept it has gone
+        return True
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """Inside, torch's errors of a connection become `PeerLost`."""
+    try:
+        with torch.no_grad():
+            yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        raise PeerLost from error

@@ -1,0 +1,83 @@
+"""All that a run's parts would have to know to go on elsewhere: taken for a checkpoint, and put back from one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fasta2c.config import TrainConfig, to_plain
+from fasta2c.distributed import Ranks
+from fasta2c.errors import UserError
+from fasta2c.learning.optim import load_optimizer_state
+from fasta2c.parts import Parts
+from fasta2c.policy import load_parameters, load_state
+from fasta2c.run import checkpoint, randomness
+from fasta2c.run.provenance import versions
+
+# What a checkpoint holds for `restore`, beside what a policy is made of. Of rank 0; the others' is in "others".
+OWN = ("collector", "reward_scaler", "generator", "randomness")
+
+
+def take(parts: Parts, config: TrainConfig, device: torch.device, ranks: Ranks) -> dict[str, Any]:
+    """Tensors and plain values, what each rank has of its own included; whole on rank 0 alone."""
+    scaler = parts.learner.reward_scaler
+    own = {
+        "collector": parts.collector.state_dict(),
+        "reward_scaler": scaler.state_dict() if scaler else {},
+        "generator": parts.generator.get_state(),
+        "randomness": randomness.capture(device),
+    }
+    assert own.keys() == set(OWN)
+    return {
+        "config": to_plain(config),
+        "spec": parts.envs[0].spec.to_plain(),
+        "model": parts.model.state_dict(),
+        "optimizer": parts.optimizer.state_dict(),
+        **own,
+        "others": ranks.gather_first(own)[1:],
+        "versions": versions(),
+    }
+
+
+def read(run_dir: Path, needed: set[str]) -> tuple[Path, dict[str, Any]]:
+    """The last checkpoint of a run, and what it holds: what `take` took, and what is `needed` beside.
+
+    Raises:
+        UserError: there is none, or it lacks something.
+    """
+    file = checkpoint.resolve(run_dir)
+    state = load_state(file)
+    if missing := {*OWN, "optimizer", *needed} - state.keys():
+        raise UserError(f"{file} lacks {', '.join(sorted(missing))}; resume from another checkpoint.")
+    return file, state
+
+
+def restore(
+    parts: Parts, state: dict[str, Any], source: Path, config: TrainConfig, device: torch.device, ranks: Ranks
+) -> str:
+    """Put back what `take` took and `source` holds; tells what became of the games under way.
+
+    Ranks as many as there were go on from their own. With others all games, and the randomness of actions, begin anew.
+    """
+    load_parameters(parts.model, state["model"], source)
+    load_optimizer_state(parts.optimizer, state["optimizer"])
+    saved = [{name: state[name] for name in OWN}, *state.get("others", [])]
+    own = ranks.rank if len(saved) == ranks.count else None
+    mine = saved[own or 0]
+    already = state["collector"]["dropped"]["games"]
+    parts.collector.load_state_dict([x["collector"] for x in saved], own)
+    if (scaler := parts.learner.reward_scaler) is not None:
+        scaler.load_moments(state["reward_scaler"])
+        if own is not None and mine["collector"]["games"] is not None:
+            scaler.load_state_dict(mine["reward_scaler"])
+    # A generator of another kind of device has another state: then too the actions' randomness starts anew.
+    if own is not None and len(mine["generator"]) == len(parts.generator.get_state()):
+        parts.generator.set_state(mine["generator"])
+    else:
+        parts.generator.manual_seed(ranks.seed(config.seed + state["resumes"] + 1))
+    if own is not None:
+        randomness.restore(mine["randomness"], device)
+    dropped = parts.collector.dropped["games"] - already
+    return f"{dropped} games that were under way begin anew" if dropped else "with all its games"

@@ -1,0 +1,142 @@
+"""`torchrun … -m fasta2c train`: what somebody meets who starts ranks, loses one, mistypes or presses Ctrl-C."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fasta2c.run import checkpoint
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[1]
+FAILING = '''
+import os
+import torch
+from gymnasium.spaces import Box, Discrete
+
+
+class Failing:
+    """Raises at its hundredth step on rank 1."""
+
+    observation_space = Box(-1, 1, (2,))
+    action_space = Discrete(2)
+
+    def __init__(self, num_envs, *, device, seed):
+        self.num_envs, self.steps = num_envs, 0
+
+    def reset(self):
+        return torch.zeros(self.num_envs, 2)
+
+    def step(self, actions):
+        self.steps += 1
+        if self.steps == 100 and os.environ["RANK"] == "1":
+            raise ValueError("the rope broke")
+        flags = torch.zeros(self.num_envs, dtype=torch.bool)
+        return self.reset(), torch.ones(self.num_envs), flags, flags
+'''
+
+
+def start(folder, *flags, launch=()):
+    """Two ranks that train in `folder`."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *launch, "-m", "fasta2c"]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", "OMP_NUM_THREADS": "1"}
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen([*command, "train", *flags], cwd=folder, env=environment, text=True, **output)
+
+
+def rank_pid(launcher, rank):
+    """The process of a rank, once there is one."""
+    for _ in range(600):
+        for entry in Path("/proc").iterdir():
+            try:
+                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                if parent == str(launcher.pid) and f"\0RANK={rank}\0" in (entry / "environ").read_text():
+                    return int(entry.name)
+            except (OSError, ValueError):
+                continue
+        time.sleep(0.1)
+    raise AssertionError(f"no rank {rank}")
+
+
+def wait_for_updates(run, count):
+    """Until so many rows are in its log."""
+    for _ in range(1200):
+        if (run / "metrics.csv").is_file() and len((run / "metrics.csv").read_text().splitlines()) > count:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the run does not get on")
+
+
+def finish(launcher):
+    """What it printed, torchrun's own lines included; it must end within two minutes."""
+    try:
+        return launcher.communicate(timeout=120)[0]
+    finally:
+        launcher.kill()
+
+
+def test_a_rank_that_is_killed_is_started_again_and_the_run_goes_on(tmp_path):
+    run = tmp_path / "run"
+    small = ("--num-steps", "8", "--log-interval", "5", "--checkpoint-interval", "10")
+    launcher = start(tmp_path, "--run-dir", "run", "--total-steps", "25000", *small, launch=("--max-restarts", "1"))
+    wait_for_updates(run, 6)
+    os.kill(rank_pid(launcher, 1), signal.SIGKILL)
+    output = finish(launcher)
+    assert launcher.returncode == 0, output
+    assert output.count("goes on at") == 1 and "Traceback" not in output.partition("torchrun")[0]
+    state = checkpoint.load(run / "checkpoints" / "latest.pt")
+    assert state["resumes"] == 1
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["status"] == "done" and summary["env_steps"] >= 25000
+    with open(run / "metrics.csv", newline="") as file:
+        steps = [int(row["env_steps"]) for row in csv.DictReader(file)]
+    assert steps == sorted(set(steps)), "neither gap nor overlap"
+
+
+def test_a_rank_that_fails_ends_the_others_and_is_heard_once(tmp_path):
+    (tmp_path / "failing.py").write_text(FAILING)
+    launcher = start(tmp_path, "--env", "torch:failing:Failing", "--run-dir", "run", "--total-steps", "100000000")
+    output = finish(launcher)
+    assert launcher.returncode != 0
+    told = [line for line in output.splitlines() if "fasta2c: " in line]
+    assert len(told) == 1 and "the rope broke" in told[0], output
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
+
+
+def test_ctrl_c_saves_one_run(tmp_path):
+    launcher = start(tmp_path, "--total-steps", "100000000", "--run-dir", "run", "--num-steps", "8")
+    wait_for_updates(tmp_path / "run", 1)
+    launcher.send_signal(signal.SIGINT)
+    output = finish(launcher)
+    told = [line for line in output.splitlines() if "fasta2c: " in line]
+    assert told == ["fasta2c: stopped by SIGINT; go on with: torchrun … -m fasta2c train --resume run"], output
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "stopped"
+    state = checkpoint.load(tmp_path / "run" / "checkpoints" / "latest.pt")
+    assert state["collector"]["env_steps"] == summary["env_steps"] > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--env", "Atari/Pnog"), "--env: Atari has no environment 'Pnog'. Did you mean Atari/Pong"),
+        (("--num-envs", "1"), "--num-envs: 1 environments are too few for 2 ranks."),
+        (("--num-envs", "auto"), "--num-envs: auto tries numbers in one process"),
+        (
+            ("--num-envs", "5", "--num-minibatches", "3"),
+            "--num-minibatches: 3 are more than the 2 environments of a rank",
+        ),
+    ],
+)
+def test_a_mistake_is_told_once(tmp_path, flags, told):
+    launcher = start(tmp_path, "--total-steps", "1000", *flags)
+    output = finish(launcher)
+    lines = [line for line in output.splitlines() if "fasta2c: " in line]
+    assert launcher.returncode != 0 and len(lines) == 1 and lines[0].startswith(f"fasta2c: error: {told}"), output
+    assert not (tmp_path / "runs").exists()
