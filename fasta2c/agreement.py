@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from fasta2c.distributed import Ranks
@@ -22,7 +22,7 @@ class Wishes(NamedTuple):
 
 
 class Agreement:
-    """One rank's wish is everyone's, from the end of the same rollout on; alone, it is one at once.
+    """One rank's wish is everyone's, from the end of the same update on; alone, it is one at once.
 
     Args:
         ranks: who they are.
@@ -49,20 +49,29 @@ class Agreement:
         """Environments of all ranks that failed and were made anew in this session."""
         return self._restarts() if self._ranks.count == 1 else self._restarts_told
 
-    def tell(self, here: Happened) -> Sequence[Happened]:
-        """Tell what happened here in a rollout; returns what did on every rank, environments numbered through."""
+    def tell(self, here: Happened) -> Callable[[], list[Happened]]:
+        """Tell what happened here in a rollout, without waiting.
+
+        Returns:
+            what waits, and returns what happened on every rank, environments numbered through.
+        """
         if self._ranks.count == 1:
-            return [here]
+            return lambda: [here]
         own = self._own()
         numbers = [*own, self._restarts(), here.env_steps, here.dropped_games, here.dropped_env_steps]
         games = [game._replace(env=self._first_env + game.env) for game in here.games]
-        heard = self._ranks.exchange(numbers, games, width=len(Game._fields))
-        signals, stops, saves, restarts = zip(*(told[:4] for told, _ in heard), strict=True)
-        self._agreed = Wishes(int(max(signals)), any(stops), any(saves))
-        self._restarts_told = int(sum(restarts))
-        return [
-            Happened(
-                int(told[4]), [Game(int(env), score, int(length)) for env, score, length in rows], *map(int, told[5:])
-            )
-            for told, rows in heard
-        ]
+        hear = self._ranks.exchange(numbers, games, width=len(Game._fields))
+
+        def settle() -> list[Happened]:
+            heard = hear()
+            signals, stops, saves, restarts = zip(*(told[:4] for told, _ in heard), strict=True)
+            self._agreed = Wishes(int(max(signals)), any(stops), any(saves))
+            self._restarts_told = int(sum(restarts))
+            return [
+                Happened(
+                    int(steps), [Game(int(env), score, int(length)) for env, score, length in rows], *map(int, lost)
+                )
+                for (_, _, _, _, steps, *lost), rows in heard
+            ]
+
+        return settle

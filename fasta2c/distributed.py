@@ -11,8 +11,9 @@ import contextlib
 import hashlib
 import itertools
 import os
+import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -78,9 +79,32 @@ class Ranks:
         """Meet the other ranks; the connection lasts as long as Python."""
         if self.count == 1 or dist.is_initialized():
             return
+        given: dict[str, Any] = {}
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            given = {"store": self._fresh_store(), "rank": self.rank, "world_size": self.count}
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         with _together():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+            dist.init_process_group(backend, timeout=PATIENCE, **given)
         atexit.register(dist.destroy_process_group)
+
+    def _fresh_store(self) -> Any:
+        """Where ranks find each other, kept by rank 0.
+
+        torchrun's own outlives ranks that it restarts, and tells them where those before them were to be found: it is
+        used for nothing but the port of this one. An old port leads nowhere.
+        """
+        key, host = "fasta2c/port", os.environ["MASTER_ADDR"]
+        with _together():
+            theirs = _store(host, int(os.environ["MASTER_PORT"]), timeout=PATIENCE)
+            if self.leads:
+                store = _store(host, 0, timeout=PATIENCE, is_master=True)
+                theirs.set(key, str(store.port))
+                return store
+            while True:
+                with contextlib.suppress(dist.DistNetworkError):
+                    store = _store(host, int(theirs.get(key)), timeout=timedelta(seconds=2))
+                    store.set_timeout(PATIENCE)
+                    return store
 
     def sum(self, x: Tensor) -> Tensor:
         """`x` plus those of all other ranks, in place: the same bits on each rank."""
@@ -100,21 +124,32 @@ class Ranks:
 
     def exchange(
         self, numbers: Sequence[float], rows: Sequence[Sequence[float]], *, width: int
-    ) -> list[tuple[list[float], list[list[float]]]]:
-        """The `numbers`, as many everywhere, and the `rows` of `width` numbers of every rank; usually one message."""
-        head, size = 1 + len(numbers), ROWS_AT_ONCE * width
-        first = torch.zeros(head + size, dtype=torch.float64)
-        first[:head] = torch.tensor([len(rows), *numbers], dtype=torch.float64)
+    ) -> Callable[[], list[tuple[list[float], list[list[float]]]]]:
+        """Send `numbers`, as many everywhere, and `rows` of `width` numbers each, without waiting.
+
+        Returns:
+            what waits, and returns those of every rank; collective as well.
+        """
+        head = 1 + len(numbers)
         table = torch.tensor(rows, dtype=torch.float64).view(len(rows), width)
+        first = torch.zeros(head + ROWS_AT_ONCE * width, dtype=torch.float64)
+        first[:head] = torch.tensor([len(rows), *numbers], dtype=torch.float64)
         first[head:].view(-1, width)[: len(rows)] = table[:ROWS_AT_ONCE]
-        told = self.stack(first)
-        most = int(told[:, 0].max())
-        tables = told[:, head:].view(self.count, -1, width)
-        if most > ROWS_AT_ONCE:
-            rest = torch.zeros(most - ROWS_AT_ONCE, width, dtype=torch.float64)
-            rest[: max(len(rows) - ROWS_AT_ONCE, 0)] = table[ROWS_AT_ONCE:]
-            tables = torch.cat([tables, self.stack(rest)], dim=1)
-        return [(x[1:head].tolist(), own[: int(x[0])].tolist()) for x, own in zip(told, tables, strict=True)]
+        told = torch.empty(self.count, len(first), dtype=torch.float64)
+        with _together():
+            sent = dist.all_gather(list(told.unbind()), first, async_op=True)
+
+        def hear() -> list[tuple[list[float], list[list[float]]]]:
+            with _together():
+                sent.wait()
+            tables = told[:, head:].view(self.count, -1, width)
+            if (most := int(told[:, 0].max())) > ROWS_AT_ONCE:
+                rest = torch.zeros(most - ROWS_AT_ONCE, width, dtype=torch.float64)
+                rest[: max(len(rows) - ROWS_AT_ONCE, 0)] = table[ROWS_AT_ONCE:]
+                tables = torch.cat([tables, self.stack(rest)], dim=1)
+            return [(x[1:head].tolist(), own[: int(x[0])].tolist()) for x, own in zip(told, tables, strict=True)]
+
+        return hear
 
     def gather(self, value: Any) -> list[Any]:
         """The plain `value` of every rank. Slower than `stack`."""
@@ -173,27 +208,28 @@ def speaks_first(message: str, *, for_another: bool = False) -> bool:
     """Whether this rank is the one to show `message`, which others may have as well; True for a process by itself.
 
     Args:
-        message: what went wrong.
+        message: what went wrong; one that differs in its numbers alone is the same.
         for_another: with another rank, which may have shown something itself: then this one stays silent.
     """
     if Ranks.from_environment().count == 1:
         return True
     try:
         # Not the process group's own: this one need not have come so far.
-        store = dist.TCPStore(  # type: ignore[attr-defined]
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=False,
-            timeout=timedelta(seconds=5),
-            wait_for_workers=False,
-        )
+        store = _store(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=timedelta(seconds=5))
         spoken = f"fasta2c/spoken/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
         if for_another and store.add(spoken, 0):
             return False
         store.add(spoken, 1)
-        return store.add(f"{spoken}/{hashlib.sha256(message.encode()).hexdigest()}", 1) == 1
+        alike = re.sub(r"[\d.,]+", "", message)  # how much memory was free, say
+        return store.add(f"{spoken}/{hashlib.sha256(alike.encode()).hexdigest()}", 1) == 1
     except (RuntimeError, ValueError):  # whoever kept it has gone
         return True
+
+
+def _store(host: str, port: int, *, timeout: timedelta, is_master: bool = False) -> Any:
+    """The store kept at `host` and `port`, or a new one there."""
+    TCPStore = dist.TCPStore  # type: ignore[attr-defined]  # noqa: N806 - a class
+    return TCPStore(host, port, is_master=is_master, timeout=timeout, wait_for_workers=False)
 
 
 @contextlib.contextmanager

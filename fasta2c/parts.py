@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,7 +24,7 @@ from fasta2c.models.actor_critic import ActorCritic
 from fasta2c.models.encoders import is_convolutional
 from fasta2c.policy import build_model
 from fasta2c.rollout.buffer import RolloutBuffer
-from fasta2c.rollout.collector import Collector, Happened
+from fasta2c.rollout.collector import Collector, Tell
 from fasta2c.rollout.reuse import decide
 from fasta2c.timing import PhaseTimer
 
@@ -101,7 +101,7 @@ def assemble(
     device: torch.device,
     *,
     ranks: Ranks = ALONE,
-    tell: Callable[[Happened], Iterable[Happened]] = lambda here: [here],
+    tell: Tell | None = None,
 ) -> Parts:
     """The parts of a run of `config` (its preset filled in) over groups of `envs`, fresh parameters on `device`.
 

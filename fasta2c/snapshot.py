@@ -72,12 +72,15 @@ def restore(
         scaler.load_moments(state["reward_scaler"])
         if own is not None and mine["collector"]["games"] is not None:
             scaler.load_state_dict(mine["reward_scaler"])
+    fresh = ranks.seed(config.seed + state["resumes"] + 1)
     # A generator of another kind of device has another state: then too the actions' randomness starts anew.
     if own is not None and len(mine["generator"]) == len(parts.generator.get_state()):
         parts.generator.set_state(mine["generator"])
     else:
-        parts.generator.manual_seed(ranks.seed(config.seed + state["resumes"] + 1))
+        parts.generator.manual_seed(fresh)
     if own is not None:
         randomness.restore(mine["randomness"], device)
+    else:
+        torch.manual_seed(fresh)
     dropped = parts.collector.dropped["games"] - already
     return f"{dropped} games that were under way begin anew" if dropped else "with all its games"

@@ -327,7 +327,9 @@ class Trainer:
             fraction = self.env_steps / config.total_steps
             rollout = collector.collect()
             with timer("update"):
-                self._take(self.learner.update(rollout, fraction))
+                metrics = self.learner.update(rollout, fraction)
+                collector.settle()
+                self._take(metrics)
             if self.update == warm_update:
                 self.clock.end_warm_up(update=self.update, env_steps=self.env_steps)
             with timer("log"):

@@ -86,3 +86,40 @@ def test_a_requested_micro_batch_wins():
 def test_kept_graphs_leave_most_of_the_memory():
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 0 < accel.graph_budget(CPU) <= total / 4
+
+
+@pytest.mark.parametrize(
+    ("masks", "cores"),
+    [
+        ([{0, 1, 2, 3}] * 2, 2),
+        ([{0, 1, 2, 3, 4}] * 2, 2),
+        ([{0, 1}, {2, 3}], 2),
+        ([{0}] * 3, 1),
+        ([{0, 1, 2, 3}, {2, 3}, {4, 5}], 3),
+        ([set(range(128))] * 8, 16),
+    ],
+)
+def test_cores_are_shared_with_who_may_use_the_same(monkeypatch, masks, cores):
+    monkeypatch.setattr(accel, "own_cores", lambda: masks[0])
+    monkeypatch.setattr(accel, "_sharing", {"cores": 0, "processes": 1})
+    assert accel.cores() == len(masks[0])
+    alone = accel.free_memory(CPU)
+    accel.share_machine(masks)
+    assert accel.cores() == cores
+    assert accel.free_memory(CPU) == pytest.approx(alone / len(masks), rel=0.2)
+
+
+def test_ranks_of_a_machine_have_a_gpu_each(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("auto", "cuda"):
+        assert str(accel.resolve_device(name, local_rank=1, local_count=2)) == "cuda:1"
+    assert accel.resolve_device("cpu", local_rank=1, local_count=2) == CPU
+    with pytest.raises(UserError, match="'cuda:1' is one GPU, for 2 ranks"):
+        accel.resolve_device("cuda:1", local_rank=1, local_count=2)
+    with pytest.raises(UserError, match="3 ranks need a GPU each, 2 found"):
+        accel.resolve_device("auto", local_rank=2, local_count=3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert accel.resolve_device("auto", local_rank=1, local_count=2) == CPU
+    with pytest.raises(UserError, match="need a GPU each, 0 found"):
+        accel.resolve_device("cuda", local_rank=1, local_count=2)

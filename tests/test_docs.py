@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 import fasta2c
 from fasta2c.cli import main
@@ -108,6 +109,10 @@ def test_what_a_page_says_works(page, tmp_path, monkeypatch, capsys):
 def run(words):
     """Run a command of fasta2c's; of others, see that what they name exists."""
     command = " ".join(words)
+    if words[0] == "torchrun":  # with one rank; whether torchrun takes its flags
+        start = words.index("-m")
+        assert words[start + 1] == "fasta2c" and get_args_parser().parse_args([*words[1:start], "script"])
+        words = words[start + 1 :]
     if Path(words[0]).name == "fasta2c":
         assert main(capped(words[1:])) == 0, command
     else:
@@ -146,6 +151,10 @@ def test_the_flags_that_the_docs_name_exist():
 
     for verb in VERBS.values():
         known |= {f"--{name.replace('_', '-')}" for name in getattr(verb.flags, "__dataclass_fields__", {})}
+    known |= {option for action in get_args_parser()._actions for option in action.option_strings}  # torchrun's
+    known |= {"--model", "--json"}  # benchmarks/ranks.py's
+    known |= {"--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--signal", "--requeue"}  # Slurm's
+    known |= {"--cpu-bind"}
     known |= {"--help", "--version", "--tyro-write-completion", "--no-prune", "--logdir"}
     foreign = set(re.findall(r"^\| `(--[a-z-]+)", (ROOT / "docs/migrating.md").read_text(), re.MULTILINE))
     foreign |= set(re.findall(r"`(--[a-z-]+)", (ROOT / "docs/migrating.md").read_text().partition("## CleanRL")[2]))

@@ -5,7 +5,7 @@ Shapes: T rows, E environments, G of them in one group, P numbers of an action d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -38,6 +38,10 @@ class Happened(NamedTuple):
     """Of these games."""
 
 
+Tell = Callable[[Happened], Callable[[], Sequence[Happened]]]
+"""Tells other ranks, and returns what hears of them."""
+
+
 class Collector:
     """Steps environments with the actions of `model` and keeps what comes back in one buffer, filled anew each time.
 
@@ -62,7 +66,8 @@ class Collector:
         keep_log_probs: keep the actions' log-probabilities in the buffer, for updates by other parameters than acted.
         keep_graph: act with gradients and keep the graphs in the buffer, for an update that needs no second forward
             pass. The parameters must not change before that update.
-        tell: told what happened here in a rollout, returns what happened on every rank.
+        tell: told what happened here in a rollout; what it returns is called by `settle`, for what happened on every
+            rank. Without it, this is the only one, and `collect` itself counts.
     """
 
     def __init__(
@@ -81,7 +86,7 @@ class Collector:
         sde_interval: int = 0,
         keep_log_probs: bool = False,
         keep_graph: bool = False,
-        tell: Callable[[Happened], Iterable[Happened]] = lambda here: [here],
+        tell: Tell | None = None,
     ) -> None:
         self._model = model
         self._policy = policy
@@ -94,6 +99,7 @@ class Collector:
         self._keep_log_probs = keep_log_probs
         self._keep_graph = keep_graph
         self._tell = tell
+        self._hear: Callable[[], Sequence[Happened]] | None = None
         taken = distribution.env_actions(buffer.actions_TE[0])
         self._downloads: list[Callable[[Tensor], Any]] = [
             torch.clone if envs.on_device else accel.Download(taken[: envs.num_envs]) for envs in groups
@@ -151,20 +157,27 @@ class Collector:
                 self._count_on_device()
         else:
             buffer.upload()
-        self._conclude()
-        return buffer
-
-    def _conclude(self) -> None:
-        """Tell what happened in this rollout, and count what happened everywhere."""
         here = Happened(self._steps, self._games, self._lost["games"], self._lost["env_steps"])
         self._steps, self._games, self._lost = 0, [], dict.fromkeys(self._lost, 0)
-        self.ended = []
-        for there in self._tell(here):
-            self.ended += there.games
+        if self._tell is None:
+            self._count_all([here])
+        else:
+            self._hear = self._tell(here)
+        return buffer
+
+    def settle(self) -> None:
+        """Count what happened in the last rollout, on every rank, which was told meanwhile."""
+        if self._hear is not None:
+            self._count_all(self._hear())
+            self._hear = None
+
+    def _count_all(self, happened: Sequence[Happened]) -> None:
+        self.ended = [game for there in happened for game in there.games]
+        self.episodes.record(self.ended)
+        for there in happened:
             self.env_steps += there.env_steps
             self.dropped["games"] += there.dropped_games
             self.dropped["env_steps"] += there.dropped_env_steps
-        self.episodes.record(self.ended)
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, statistics, and the games under way if the environments can be saved: tensors and plain values."""
