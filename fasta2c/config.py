@@ -190,6 +190,11 @@ class TrainConfig:
         values["env_kwargs"] = {**preset.get("env_kwargs", {}), **self.env_kwargs}
         return type(self)(**values)
 
+    def without(self, name: str) -> TrainConfig:
+        """This configuration as if the field `name` had not been given."""
+        given: frozenset[str] = getattr(self, "_given")  # noqa: B009 - as above
+        return type(self)(**{key: value for key, value in to_dict(self).items() if key in given - {name}})
+
     @property
     def thread_count(self) -> int:
         """env_threads, 0 for auto."""

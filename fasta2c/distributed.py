@@ -13,6 +13,7 @@ import itertools
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,6 +29,8 @@ from fasta2c.errors import PeerLost, is_out_of_memory
 
 # How long a rank waits for the others: rank 0 may play an evaluation meanwhile, or another compile.
 PATIENCE = timedelta(hours=1)
+# How long Python hears of no signal at most while it waits for other hosts.
+HEARING = timedelta(seconds=0.5)
 # What torchrun tells each rank.
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # Rows of numbers that `Ranks.exchange` sends at once.
@@ -100,17 +103,22 @@ class Ranks:
                 store = _store(host, 0, timeout=PATIENCE, is_master=True)
                 theirs.set(key, str(store.port))
                 return store
+            deadline = time.monotonic() + PATIENCE.total_seconds()
             while True:
-                with contextlib.suppress(dist.DistNetworkError):
-                    store = _store(host, int(theirs.get(key)), timeout=timedelta(seconds=2))
+                port = int(theirs.get(key))
+                try:
+                    store = _store(host, port, timeout=timedelta(seconds=2))
                     store.set_timeout(PATIENCE)
                     return store
+                except dist.DistNetworkError:
+                    if time.monotonic() > deadline:
+                        raise
 
     def sum(self, x: Tensor) -> Tensor:
         """`x` plus those of all other ranks, in place: the same bits on each rank."""
         if self.count > 1:
             with _together():
-                dist.all_reduce(x)
+                _wait(dist.all_reduce(x, async_op=not x.is_cuda))
         return x
 
     def stack(self, x: Tensor) -> Tensor:
@@ -119,7 +127,7 @@ class Ranks:
             return x.unsqueeze(0)
         stacked = torch.empty((self.count, *x.shape), dtype=x.dtype, device=x.device)
         with _together():
-            dist.all_gather(list(stacked.unbind()), x)
+            _wait(dist.all_gather(list(stacked.unbind()), x, async_op=not x.is_cuda))
         return stacked
 
     def exchange(
@@ -141,7 +149,7 @@ class Ranks:
 
         def hear() -> list[tuple[list[float], list[list[float]]]]:
             with _together():
-                sent.wait()
+                _wait(sent)
             tables = told[:, head:].view(self.count, -1, width)
             if (most := int(told[:, 0].max())) > ROWS_AT_ONCE:
                 rest = torch.zeros(most - ROWS_AT_ONCE, width, dtype=torch.float64)
@@ -230,6 +238,17 @@ def _store(host: str, port: int, *, timeout: timedelta, is_master: bool = False)
     """The store kept at `host` and `port`, or a new one there."""
     TCPStore = dist.TCPStore  # type: ignore[attr-defined]  # noqa: N806 - a class
     return TCPStore(host, port, is_master=is_master, timeout=timeout, wait_for_workers=False)
+
+
+def _wait(work: dist.Work | None) -> None:
+    """Wait for what gloo does, and let Python's signal handlers run meanwhile: rank 0 may be long about something."""
+    while work is not None:
+        try:
+            work.wait(HEARING)
+            return
+        except RuntimeError:
+            if work.is_completed():  # it has failed, rather than not ended yet
+                raise
 
 
 @contextlib.contextmanager

@@ -41,10 +41,19 @@ class Graphs:
         self._generators = generators
         self._stream = torch.cuda.Stream(device) if self.enabled else None
         self._pool: Any = torch.cuda.graph_pool_handle() if self.enabled else None
+        self._made: list[_Recorded] = []
 
     def wrap(self, work: Callable[[], R]) -> Callable[[], R]:
         """`work`, launched as one from its third call on; its result is then overwritten by each call."""
-        return _Recorded(self, work) if self.enabled else work
+        if not self.enabled:
+            return work
+        self._made.append(_Recorded(self, work))
+        return self._made[-1]
+
+    def release(self) -> None:
+        """Let go of what was recorded, which cannot be called any more: NCCL's connections end after it, not before."""
+        for recorded in self._made:
+            recorded.release()
 
     def warm_up(self, work: Callable[[], R]) -> R:
         """Call `work` on the stream that it will be recorded on: gradients remember where they were first made."""
@@ -76,6 +85,10 @@ class _Recorded:
         self._replay: Callable[[], None] | None = None
         self._result: Any = None
 
+    def release(self) -> None:
+        """Let go of the graph and of what it has computed."""
+        self._replay, self._result = _released, None
+
     def __call__(self) -> Any:
         if self._replay is None and self._calls < WARM_UP:
             self._calls += 1
@@ -84,3 +97,7 @@ class _Recorded:
             self._replay, self._result = self._graphs.record(self._work)
         self._replay()
         return self._result
+
+
+def _released() -> None:
+    raise RuntimeError("This was recorded, and has been released.")

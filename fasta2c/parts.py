@@ -42,6 +42,8 @@ class Parts:
     collector: Collector
     learner: Learner
     timer: PhaseTimer
+    graphs: Graphs
+    """Of what collector and learner do on a GPU."""
     needs: memory.Needs
     """The memory that it takes, beside what was free."""
     keeps_graph: bool
@@ -173,7 +175,7 @@ def assemble(
         reward_scaler=RewardScaler(num_envs, config.gamma, ranks).to(device) if config.normalize_rewards else None,
         ranks=ranks,
     )
-    return Parts(envs, model, optimizer, generator, collector, learner, timer, needs, reuse.keep, reuse.note)
+    return Parts(envs, model, optimizer, generator, collector, learner, timer, graphs, needs, reuse.keep, reuse.note)
 
 
 def _minibatches(config: TrainConfig, num_envs: int, ranks: Ranks) -> int:

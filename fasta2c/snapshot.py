@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from fasta2c.config import TrainConfig, to_plain
 from fasta2c.distributed import Ranks
-from fasta2c.errors import UserError
+from fasta2c.errors import RunError, UserError
 from fasta2c.learning.optim import load_optimizer_state
 from fasta2c.parts import Parts
 from fasta2c.policy import load_parameters, load_state
@@ -21,7 +22,13 @@ OWN = ("collector", "reward_scaler", "generator", "randomness")
 
 
 def take(parts: Parts, config: TrainConfig, device: torch.device, ranks: Ranks) -> dict[str, Any]:
-    """Tensors and plain values, what each rank has of its own included; whole on rank 0 alone."""
+    """Tensors and plain values, what each rank has of its own included; whole on rank 0 alone.
+
+    Raises:
+        RunError: the ranks have not learnt the same.
+    """
+    if ranks.count > 1:
+        _check_alike(parts, ranks)
     scaler = parts.learner.reward_scaler
     own = {
         "collector": parts.collector.state_dict(),
@@ -39,6 +46,17 @@ def take(parts: Parts, config: TrainConfig, device: torch.device, ranks: Ranks) 
         "others": ranks.gather_first(own)[1:],
         "versions": versions(),
     }
+
+
+def _check_alike(parts: Parts, ranks: Ranks) -> None:
+    """Raise `RunError` unless all ranks have the same parameters: nothing but equal arithmetic keeps them so."""
+    digest = hashlib.sha256()
+    for x in parts.model.state_dict().values():
+        digest.update(x.detach().cpu().contiguous().numpy().tobytes())
+    digests = ranks.gather(digest.digest())
+    if apart := [n for n, theirs in enumerate(digests) if theirs != digests[0]]:
+        told = ", ".join(map(str, apart[:10]))
+        raise RunError(f"the parameters of rank {told} are not those of rank 0: is their hardware, or torch, another?")
 
 
 def read(run_dir: Path, needed: set[str]) -> tuple[Path, dict[str, Any]]:

@@ -90,6 +90,8 @@ def train(config: TrainConfig, *, resume: str | Path | None = None, callbacks: S
     ranks.connect()
     if resume is None and job is not None:
         resume = ranks.of_first(RunDirectory.of_job(config.run_dir, env=config.env, job=job))
+        if resume is not None and config.num_envs == "auto":
+            config = config.without("num_envs")  # a number has been found
     if resume is None:
         env_id = resolve(config.env)
         config = config.with_preset(load_preset(env_id.family, env_id.name))
@@ -176,6 +178,7 @@ class Trainer:
             resources.callback(torch.use_deterministic_algorithms, was_on)
         with self._watchdog(envs, lambda: 0.0):  # they are reset
             self.parts = assemble(config, envs, self.device, ranks=ranks, tell=lambda here: self._agreement.tell(here))
+        resources.callback(self.parts.graphs.release)
         self.collector, self.learner, self.timer = self.parts.collector, self.parts.learner, self.parts.timer
 
         assert isinstance(config.num_envs, int)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
+import signal
+import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
-from torch import nn
+from torch import distributed, nn
 
 from fasta2c.config import TrainConfig
 from fasta2c.distributed import Ranks
+from fasta2c.errors import RunError
 from fasta2c.graphs import Graphs
 from fasta2c.learning.learner import Learner
 from fasta2c.learning.optim import build_optimizer
@@ -35,9 +39,8 @@ class RankPool:
     def __init__(self, count: int) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["rank_work"])
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        self._store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        port = self._store.port
         self._pipes, ends = zip(*(context.Pipe() for _ in range(count)), strict=True)
         self._processes = [
             context.Process(target=_serve, args=(rank, count, port, end), daemon=True) for rank, end in enumerate(ends)
@@ -68,7 +71,7 @@ class RankPool:
 
 def _serve(rank: int, count: int, port: int, pipe: Any) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     torch.set_num_threads(1)
     ranks = Ranks.from_environment()
     ranks.connect()
@@ -192,8 +195,9 @@ def bad_number(ranks: Ranks, where: str, clip: float) -> dict[str, Any]:
     )
     buffer = rollout([2 * ranks.rank, 2 * ranks.rank + 1], 4, 6, 0, torch.float32, 0)
     if ranks.rank == 1:
-        buffer.valid_TE[3, 1], buffer.rewards_TE[3, 1] = True, 0.0
-        buffer.terminated_TE[3, 1] = buffer.truncated_TE[3, 1] = False
+        buffer.valid_TE[:, 1] = True
+        for name in ("rewards_TE", "values_T1E", "terminated_TE", "truncated_TE"):
+            getattr(buffer, name)[:, 1] = 0
         getattr(buffer, where)[4 if where == "frames" else 3, 1] = torch.inf
     learner.update(buffer, 0.0)
     moved = any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
@@ -205,6 +209,47 @@ def exchanges(ranks: Ranks, rows: list[int]) -> Any:
     hear = ranks.exchange([ranks.rank, 2.5], [(n, ranks.rank + n / 8) for n in range(rows[ranks.rank])], width=2)
     ranks.sum(torch.ones(3))  # something else meanwhile
     return hear()
+
+
+def waits(ranks: Ranks, seconds: float) -> tuple[float, float]:
+    """A sum that rank 1 comes to late: its result, and after how many seconds rank 0 heard of a signal."""
+    heard = []
+    signal.signal(signal.SIGUSR2, lambda *_: heard.append(time.monotonic()))
+    began = time.monotonic()
+    if ranks.rank == 1:
+        time.sleep(seconds)
+    else:
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR2)).start()
+    total = ranks.sum(torch.ones(1)).item()
+    return total, heard[0] - began if heard else seconds
+
+
+def comes_apart(ranks: Ranks, run_dir: str) -> str:
+    """A run whose rank 1 changes a parameter between two checkpoints; what comes of it."""
+    from fasta2c.trainer import Trainer
+
+    config = TrainConfig(num_envs=4, num_steps=4, total_steps=100, run_dir=Path(run_dir), quiet=True)
+    trainer = Trainer(config, ranks=ranks)
+    try:
+        trainer._save()
+        with torch.no_grad():
+            next(trainer.parts.model.parameters())[0] += ranks.rank * 1e-7
+        trainer._save()
+    except RunError as error:
+        return str(error)
+    finally:
+        trainer.close()
+    return "nothing"
+
+
+def recorded(ranks: Ranks, settings: dict[str, Any]) -> tuple[bool, int]:
+    """Whether updates that are recorded, messages and all, make the parameters of those that are not; the replays."""
+    import test_graphs
+
+    with pytest.MonkeyPatch.context() as patch:
+        expected, _, _ = test_graphs.run(6, Graphs, patch, ranks, **settings)
+        found, _, graphs = test_graphs.run(6, test_graphs.StandIn, patch, ranks, **settings)
+    return torch.equal(found, expected), graphs.replays
 
 
 def trains(ranks: Ranks, settings: dict[str, Any], resume: Path | None) -> dict[str, Any]:
@@ -222,7 +267,7 @@ def trains(ranks: Ranks, settings: dict[str, Any], resume: Path | None) -> dict[
         "result": result,
         "parameters": {name: x.numpy() for name, x in trainer.parts.model.state_dict().items()},
         "seeds": [seed for group in trainer.parts.envs for seed in group.seeds],
-        "actions": trainer.parts.generator.get_state().numpy(),
+        "actions_seed": trainer.parts.generator.initial_seed(),
         "episodes": trainer.collector.episodes.state_dict(),
         "dropped": trainer.collector.dropped,
     }

@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fasta2c.config import TrainConfig
+from fasta2c.distributed import ALONE
 from fasta2c.graphs import WARM_UP, Graphs
 from fasta2c.learning import optim
 from fasta2c.parts import assemble, make_envs
@@ -32,6 +33,8 @@ class Recording(TorchDispatchMode):
     def replay(self):
         for func, args, kwargs, result in self.operations:
             again = func(*args, **kwargs)
+            if func.namespace == "c10d":  # what ranks do together is under way
+                again[1].wait()
             for place, tensor in zip(flat(result), flat(again), strict=True):
                 place.data.copy_(tensor)
 
@@ -66,7 +69,7 @@ class StandIn(Graphs):
         return replay, result
 
 
-def run(updates, graphs, monkeypatch, **settings):
+def run(updates, graphs, monkeypatch, ranks=ALONE, **settings):
     """Parameters at the end, actions and metrics of each update; the learning rate in a tensor, as on a GPU."""
     config = TrainConfig(num_envs=6, lr=0.01, hidden_sizes=(16,), optimizer="rmsprop-tf", **settings)
 
@@ -79,9 +82,9 @@ def run(updates, graphs, monkeypatch, **settings):
     made = []
     monkeypatch.setattr("fasta2c.parts.build_optimizer", with_tensor_rates)
     monkeypatch.setattr("fasta2c.parts.Graphs", lambda *args, **more: made.append(graphs(*args, **more)) or made[-1])
-    envs = make_envs(config, CPU)
+    envs = make_envs(config, CPU, ranks=ranks)
     try:
-        parts = assemble(config, envs, CPU)
+        parts = assemble(config, envs, CPU, ranks=ranks)
         found = []
         for n in range(updates):
             rollout = parts.collector.collect()

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import math
 import multiprocessing
@@ -10,6 +11,7 @@ import signal
 import sys
 import time
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
@@ -22,7 +24,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from walks import Walk
 
-from fasta2c import TrainConfig, evaluate, load_policy
+from fasta2c import TrainConfig, distributed, evaluate, load_policy
 from fasta2c.config import read_config
 from fasta2c.errors import RunError, Stopped, UserError
 from fasta2c.learning import learner
@@ -237,6 +239,30 @@ def test_resume_restores_parameters_optimizer_and_generator(tmp_path):
     assert after["collector"]["env_steps"] == before["collector"]["env_steps"]
     lengths = before["collector"]["episodes"]["lengths"]
     assert after["collector"]["dropped"] == {"games": sum(n > 0 for n in lengths), "env_steps": sum(lengths)}
+
+
+def test_what_torchrun_starts_again_goes_on(tmp_path, monkeypatch):
+    """The n-th training of a job with the n-th run that it had before; a number of environments is found but once."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
+    monkeypatch.setattr("fasta2c.trainer.tune", lambda config, device, say: replace(config, num_envs=4))
+    settings = {"num_envs": "auto", "total_steps": 500, "checkpoint_interval": 1}
+    for attempt in range(2):
+        monkeypatch.setattr(distributed, "_calls", itertools.count())
+        runs = [train(config(tmp_path, name, **settings)) for name in ("one", "two")]
+        assert [load(run)["resumes"] for run in runs] == [attempt, attempt]
+    with pytest.raises(UserError, match="holds another run"):
+        train(config(tmp_path, "one", **settings))
+
+
+def test_a_run_of_a_job_that_was_never_saved_begins_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # then it is the launcher's process that tells the job
+    monkeypatch.setattr(distributed, "_calls", itertools.count())
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Trainer, "_save", lambda trainer: os.kill(os.getpid(), signal.SIGINT))
+        train(config(tmp_path))
+    assert (tmp_path / "run" / "config.yaml").is_file() and not (tmp_path / "run" / "checkpoints").exists()
+    monkeypatch.setattr(distributed, "_calls", itertools.count())
+    assert load(train(config(tmp_path)))["resumes"] == 0
 
 
 def test_a_resumed_run_does_not_replay_the_old_games(tmp_path):
