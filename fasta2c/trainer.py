@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import shlex
 import socket
 import time
@@ -25,16 +24,14 @@ from fasta2c.envs.ids import resolve
 from fasta2c.envs.torch import TorchEnvs
 from fasta2c.errors import RunError, Stopped, UserError, is_out_of_memory, warn
 from fasta2c.graphs import warm_up_updates
-from fasta2c.learning.optim import schedule
-from fasta2c.learning.tally import Tally
 from fasta2c.parts import assemble, make_envs
 from fasta2c.policy import Policy, load_parameters, load_state
+from fasta2c.records import RESUMED, Records, Standing, shown
 from fasta2c.run import checkpoint, wandb
 from fasta2c.run.clock import Clock
 from fasta2c.run.directory import RunDirectory
-from fasta2c.run.metrics import MetricsLog
 from fasta2c.run.progress import Progress
-from fasta2c.run.provenance import commit, versions
+from fasta2c.run.provenance import versions
 from fasta2c.run.report import TimeReport
 from fasta2c.run.signals import SignalWatch
 from fasta2c.run.watchdog import Watchdog
@@ -45,9 +42,6 @@ from fasta2c.tune import tune
 SKIPS_IN_A_ROW = 10
 # Of several ranks, one that hears of no signal for so long is taken to wait for another that has gone.
 HEARING_SECONDS = 10.0
-
-# What a checkpoint holds for --resume, beside what `snapshot` takes.
-_RESUMED = {"skipped", "update", "resumes", "env_restarts", "wall_seconds", "best_return", "log"}
 
 
 @dataclass(frozen=True)
@@ -157,7 +151,7 @@ class Trainer:
         if resume is not None:
             self.directory = RunDirectory.open(resume, lock=True) if ranks.leads else RunDirectory(resume)
             resources.callback(self.directory.close)
-            file, state = ranks.of_first(snapshot.read(resume, _RESUMED) if ranks.leads else None)
+            file, state = ranks.of_first(snapshot.read(resume, RESUMED) if ranks.leads else None)
             saved = from_plain(state["config"], str(file))
             config = config.with_preset(saved)
             check_resumable(config, TrainConfig(**saved))
@@ -195,12 +189,8 @@ class Trainer:
             raise UserError(f"{config.env}: its state_dict cannot be saved: {error}") from None
 
         self.update = 0
-        self.best_return: float | None = None
-        self._restarts_before = 0
-        self._tally = Tally(self.device)
         self._skipped = 0
-        self._logged = {"update": 0, "env_steps": 0, "wall_seconds": 0.0}
-        self._eval_return: float | None = None
+        self._restarts_before = 0
         self._notes = [self.parts.note] if self.parts.note else []
         if state is not None:
             self._restore(state, file)
@@ -210,7 +200,6 @@ class Trainer:
         self._session_began = self.update
         before = state["wall_seconds"] if state is not None else 0.0
         self.clock = Clock(self.timer, update=self.update, env_steps=self.env_steps, wall_before=before)
-        self._saved_at = time.monotonic()
 
         if state is None:
             made = (
@@ -219,27 +208,20 @@ class Trainer:
             path = ranks.of_first(made and made.path)
             self.directory = made or RunDirectory(path)
             resources.callback(self.directory.close)
-        plain = {k: v for k, v in to_plain(config).items() if k not in ("run_dir", "init_from")}
-        if ranks.leads:
-            if config.wandb:
-                resources.callback(wandb.sync(self.directory.path, plain))
-            self.directory.write_config({**plain, "versions": versions(), "commit": commit()})
-        written_to = self.directory.path if ranks.leads else None
-        self.log = MetricsLog(written_to, resume_at=self.env_steps if state else None)
-        resources.callback(self.log.close)
-        self.log.add_config(plain)
+        if config.wandb and ranks.leads:  # before there is a log
+            resources.callback(wandb.sync(self.directory.path, shown(config)))
+        self.records = Records(
+            config, self.parts, self.directory, self.clock, device=self.device, ranks=ranks, state=state
+        )
+        resources.callback(self.records.close)
         if job is not None and state is None:
             self._save()  # what torchrun restarts goes on from here at least
 
     def _restore(self, state: dict[str, Any], source: Path) -> None:
-        """Go on from what `_state` told, read from `source`."""
+        """Go on from the checkpoint `state`, read from `source`."""
         games = snapshot.restore(self.parts, state, source, self.config, self.device, self.ranks)
         self._notes.append(f"goes on at {self.env_steps:,} env steps; {games}")
-        self.update, self.best_return = state["update"], state["best_return"]
-        self._skipped, self._restarts_before = state["skipped"], state["env_restarts"]
-        self._eval_return = state["log"]["eval_return"]
-        self._tally.load_state_dict(state["log"]["metrics"])
-        self._logged = {name: state["log"][name] for name in self._logged}
+        self.update, self._skipped, self._restarts_before = state["update"], state["skipped"], state["env_restarts"]
 
     def _share_machine(self) -> None:
         """Leave the other ranks on this machine their part of it, having made sure that all train alike."""
@@ -258,6 +240,11 @@ class Trainer:
     def env_steps(self) -> int:
         """Valid rows so far, the run's earlier sessions included."""
         return self.collector.env_steps
+
+    @property
+    def standing(self) -> Standing:
+        """How far the run has come."""
+        return Standing(self.update, self.env_steps, self._skipped, self.resumes, self.env_restarts)
 
     @property
     def mean_return(self) -> float | None:
@@ -288,7 +275,9 @@ class Trainer:
                 self._watchdog(self.parts.envs, self._waiting),
             ):
                 self._loop(progress)
-                self._finish()
+                self._check_numbers()
+                self.records.finish(self.standing)
+                self._save()
             status = "stopped" if self._agreement.wishes.signal else "done"
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
@@ -300,8 +289,7 @@ class Trainer:
         finally:
             # A run that failed has its own error to tell; that the disk is full as well must not hide it.
             with contextlib.suppress(*([RunError] if status == "failed" else [])):
-                if self.ranks.leads:
-                    self.directory.write_summary({"status": status, **self._summary()})
+                self.records.write_summary(status, self.standing)
         if signum := self._agreement.wishes.signal:
             folder = shlex.quote(str(self.directory.path))
             command = "fasta2c" if self.ranks.count == 1 else "torchrun … -m fasta2c"
@@ -315,8 +303,8 @@ class Trainer:
             sps=self.sps,
             mean_return=self.mean_return,
             warm_up_seconds=self.clock.warm_up_seconds,
-            time_report=self.time_report,
-            best_return=self.best_return,
+            time_report=self.records.time_report(self.standing),
+            best_return=self.records.best_return,
         )
 
     def _loop(self, progress: Progress) -> None:
@@ -338,18 +326,19 @@ class Trainer:
             with timer("log"):
                 self._tell_callbacks()
                 if self._due(config.eval_interval) and self.ranks.leads:
-                    self._eval_return = self._sideshow.evaluate()
+                    self.records.eval_return = self._sideshow.evaluate()
                 if self._due(config.histogram_interval):
                     named = [(f"parameters/{name}", x) for name, x in self.parts.model.named_parameters()]
-                    self.log.add_histograms(named, env_steps=self.env_steps)
+                    self.records.log.add_histograms(named, env_steps=self.env_steps)
                 if (
                     self._due(config.video_interval)
                     and self.ranks.leads
                     and (film := self._sideshow.film()) is not None
                 ):
-                    self.log.add_film("episode/film", film, env_steps=self.env_steps)
+                    self.records.log.add_film("episode/film", film, env_steps=self.env_steps)
                 if self._due(config.log_interval):
-                    self._log()
+                    self._check_numbers()
+                    self.records.row(self.standing)
                 if self._due(config.checkpoint_interval) or self._agreement.wishes.save:
                     self._save()
                 progress.update(self.env_steps, sps=self.sps, episode_return=collector.episodes.mean_return)
@@ -381,7 +370,7 @@ class Trainer:
     def _wishes(self) -> Wishes:
         """This rank's own."""
         minutes = self.config.checkpoint_minutes
-        overdue = minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
+        overdue = minutes > 0 and time.monotonic() - self.records.saved_at >= 60 * minutes
         return Wishes(self._signals.received or 0, self._stopping, overdue)
 
     def _due(self, interval: int) -> bool:
@@ -397,24 +386,11 @@ class Trainer:
         """Give back environments, log and directory."""
         self._resources.close()
 
-    @property
-    def time_report(self) -> TimeReport | None:
-        """Where the time of this session went since its warm-up; None where there was nothing after it."""
-        in_turn = self.parts.envs[0].in_turn
-        return self.clock.report(
-            update=self.update,
-            env_steps=self.env_steps,
-            num_steps=self.config.num_steps,
-            on_gpu=self.device.type == "cuda",
-            in_turn=in_turn,
-            overlapped=len(self.parts.envs) > 1 and not in_turn,
-        )
-
     def _take(self, metrics: torch.Tensor) -> None:
         """Count an update and keep its metrics."""
         self.update += 1
-        self._tally.add(metrics)
-        if self.device.type == "cpu":  # elsewhere whoever asks waits: see _log
+        self.records.add(metrics)
+        if self.device.type == "cpu":  # elsewhere whoever asks waits, and asks when a row or a checkpoint is due
             self._check_numbers()
 
     def _tell_callbacks(self) -> None:
@@ -444,90 +420,8 @@ class Trainer:
             advice += f" The last checkpoint in {self.directory.checkpoints} is from before."
         raise RunError(f"{told}. {advice}")
 
-    def _log(self) -> None:
-        """Write the means since the last row; the one place beside checkpoints that waits for the device."""
-        self._check_numbers()
-        config, episodes = self.config, self.collector.episodes
-        now, steps = self.clock.wall_seconds, self.env_steps
-        fraction = steps / config.total_steps
-        best = -math.inf if self.best_return is None else self.best_return
-        if episodes.full and (episodes.mean_return or 0.0) > best:
-            self._save_best()
-        self.log.write(
-            {
-                "env_steps": steps,
-                "update": self.update,
-                "wall_seconds": now,
-                "sps": (steps - self._logged["env_steps"]) / max(now - self._logged["wall_seconds"], 1e-9),
-                "episode_return_mean": episodes.mean_return,
-                "episode_length_mean": episodes.mean_length,
-                "episodes": episodes.count,
-                **self._tally.take_means(),
-                "lr": config.lr * schedule(config.lr_schedule, fraction),
-                "ent_coef": config.ent_coef * schedule(config.ent_schedule, fraction),
-                "best_return": self.best_return,
-                "eval_return_mean": self._eval_return,
-                "skipped_updates": self._skipped,
-                **{f"{phase}_fraction": self.clock.shares[phase] for phase in ("env", "act", "update")},
-            }
-        )
-        self._eval_return = None
-        self._logged = {"update": self.update, "env_steps": steps, "wall_seconds": now}
-
-    def _finish(self) -> None:
-        """The last row and the last checkpoint of a session."""
-        if self.update > self._logged["update"]:
-            self._log()
-        if self.best_return is None and self.collector.episodes.count:
-            self._save_best()
-        self._save()
-        if (report := self.time_report) is not None:
-            self.log.add_text("time/report", f"{report.shares}  \n{report.limit}  \n{report.advice}")
-
     def _save(self) -> None:
         self._check_numbers()
-        state = self._state()
-        if self.ranks.leads:
-            checkpoint.save(self.directory, state, env_steps=self.env_steps)
-        self._saved_at = time.monotonic()
+        self.records.save(self.standing)
         for callback in self._callbacks:
             callback.on_checkpoint(self, self.directory.latest)
-
-    def _save_best(self) -> None:
-        self.best_return = self.collector.episodes.mean_return
-        state = self._state()
-        if self.ranks.leads:
-            checkpoint.save_best(self.directory, state)
-
-    def _state(self) -> dict[str, Any]:
-        """What a checkpoint holds: tensors and plain values."""
-        return {
-            **snapshot.take(self.parts, self.config, self.device, self.ranks),
-            "update": self.update,
-            "resumes": self.resumes,
-            "env_restarts": self.env_restarts,
-            "wall_seconds": self.clock.wall_seconds,
-            "best_return": self.best_return,
-            "log": {**self._logged, "eval_return": self._eval_return, "metrics": self._tally.state_dict()},
-            "skipped": self._skipped,
-        }
-
-    def _summary(self) -> dict[str, Any]:
-        return {
-            "env": self.config.env,
-            "seed": self.config.seed,
-            "env_steps": self.env_steps,
-            "updates": self.update,
-            "episodes": self.collector.episodes.count,
-            "wall_seconds": self.clock.wall_seconds,
-            "sps": self.sps,
-            "mean_return": self.mean_return,
-            "best_return": self.best_return,
-            "skipped_updates": self._skipped,
-            "dropped": self.collector.dropped,
-            "ranks": self.ranks.count,
-            "env_restarts": self.env_restarts,
-            "phase_seconds": self.clock.phase_seconds,
-            "warm_up_seconds": self.clock.warm_up_seconds,
-            "versions": versions(),
-        }

@@ -121,7 +121,7 @@ def test_a_run_of_every_kind_is_reproducible_and_resumes(tmp_path, kind):
     first, second = (load(train(config(tmp_path, name, **small))) for name in "ab")
     assert same_parameters(first, second)
     built = Trainer(TrainConfig(), tmp_path / "a")
-    restored = built._state()
+    restored = built.records._state(built.standing)
     built.close()
     assert same_parameters(first, restored)
     for key, value in first["reward_scaler"].items():  # episodes begin anew
@@ -225,7 +225,7 @@ def test_resume_restores_parameters_optimizer_and_generator(tmp_path):
     first = train(config(tmp_path))
     before = load(first)
     built = Trainer(TrainConfig(), first.run_dir)
-    after = built._state()
+    after = built.records._state(built.standing)
     built.close()
     assert same_parameters(before, after)
     assert torch.equal(before["generator"], after["generator"])

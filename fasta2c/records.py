@@ -1,0 +1,207 @@
+"""What a run writes down: rows of metrics, checkpoints and, at its end, a summary; of several ranks, rank 0 alone."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fasta2c import snapshot
+from fasta2c.config import TrainConfig, to_plain
+from fasta2c.distributed import Ranks
+from fasta2c.learning.optim import schedule
+from fasta2c.learning.tally import Tally
+from fasta2c.parts import Parts
+from fasta2c.run import checkpoint
+from fasta2c.run.clock import Clock
+from fasta2c.run.directory import RunDirectory
+from fasta2c.run.metrics import MetricsLog
+from fasta2c.run.provenance import commit, versions
+from fasta2c.run.report import TimeReport
+
+# What a checkpoint holds for --resume, beside what `snapshot` takes.
+RESUMED = {"skipped", "update", "resumes", "env_restarts", "wall_seconds", "best_return", "log"}
+
+
+class Standing(NamedTuple):
+    """How far a run has come, earlier sessions included."""
+
+    update: int
+    env_steps: int
+    skipped: int
+    """Updates that were not applied."""
+    resumes: int
+    env_restarts: int
+    """Environments that failed and were made anew."""
+
+
+def shown(config: TrainConfig) -> dict[str, Any]:
+    """`config` in plain values, as it is shown to people: without the paths of one machine."""
+    return {name: value for name, value in to_plain(config).items() if name not in ("run_dir", "init_from")}
+
+
+class Records:
+    """Keeps the figures of a run between two rows, and writes them.
+
+    With several ranks all of them call `row`, `save` and `finish` alike: a checkpoint has something of each.
+
+    Args:
+        config: of the run.
+        parts: what is saved, and counted.
+        directory: where it is written.
+        clock: of this session.
+        device: where the network is.
+        ranks: who trains together.
+        state: the checkpoint that the run goes on from, if it does.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        parts: Parts,
+        directory: RunDirectory,
+        clock: Clock,
+        *,
+        device: torch.device,
+        ranks: Ranks,
+        state: dict[str, Any] | None,
+    ) -> None:
+        self._config = config
+        self._parts = parts
+        self._directory = directory
+        self._clock = clock
+        self._device = device
+        self._ranks = ranks
+        self._episodes = parts.collector.episodes
+        self._tally = Tally(device)
+        self._logged = {"update": 0, "env_steps": 0, "wall_seconds": 0.0}
+        self.best_return: float | None = None
+        """The highest mean over 100 games; what best.pt holds."""
+        self.eval_return: float | None = None
+        """Of an evaluation since the last row."""
+        self.saved_at = time.monotonic()
+        """When the last checkpoint was saved, or this session began."""
+        if state is not None:
+            self.best_return, self.eval_return = state["best_return"], state["log"]["eval_return"]
+            self._tally.load_state_dict(state["log"]["metrics"])
+            self._logged = {name: state["log"][name] for name in self._logged}
+        if ranks.leads:
+            directory.write_config({**shown(config), "versions": versions(), "commit": commit()})
+        self.log = MetricsLog(
+            directory.path if ranks.leads else None, resume_at=parts.collector.env_steps if state else None
+        )
+        """metrics.csv and TensorBoard."""
+        self.log.add_config(shown(config))
+
+    def add(self, metrics: Tensor) -> None:
+        """Take the metrics of an update into the next row."""
+        self._tally.add(metrics)
+
+    def row(self, standing: Standing) -> None:
+        """Write the means since the last row, and best.pt if it is time to; waits for the device."""
+        config, episodes = self._config, self._episodes
+        now, steps = self._clock.wall_seconds, standing.env_steps
+        fraction = steps / config.total_steps
+        best = -math.inf if self.best_return is None else self.best_return
+        if episodes.full and (episodes.mean_return or 0.0) > best:
+            self._save_best(standing)
+        self.log.write(
+            {
+                "env_steps": steps,
+                "update": standing.update,
+                "wall_seconds": now,
+                "sps": (steps - self._logged["env_steps"]) / max(now - self._logged["wall_seconds"], 1e-9),
+                "episode_return_mean": episodes.mean_return,
+                "episode_length_mean": episodes.mean_length,
+                "episodes": episodes.count,
+                **self._tally.take_means(),
+                "lr": config.lr * schedule(config.lr_schedule, fraction),
+                "ent_coef": config.ent_coef * schedule(config.ent_schedule, fraction),
+                "best_return": self.best_return,
+                "eval_return_mean": self.eval_return,
+                "skipped_updates": standing.skipped,
+                **{f"{phase}_fraction": self._clock.shares[phase] for phase in ("env", "act", "update")},
+            }
+        )
+        self.eval_return = None
+        self._logged = {"update": standing.update, "env_steps": steps, "wall_seconds": now}
+
+    def save(self, standing: Standing) -> None:
+        """Write a checkpoint."""
+        state = self._state(standing)
+        if self._ranks.leads:
+            checkpoint.save(self._directory, state, env_steps=standing.env_steps)
+        self.saved_at = time.monotonic()
+
+    def finish(self, standing: Standing) -> None:
+        """The last row of a session, and where its time went."""
+        if standing.update > self._logged["update"]:
+            self.row(standing)
+        if self.best_return is None and self._episodes.count:
+            self._save_best(standing)
+        if (report := self.time_report(standing)) is not None:
+            self.log.add_text("time/report", f"{report.shares}  \n{report.limit}  \n{report.advice}")
+
+    def write_summary(self, status: str, standing: Standing) -> None:
+        """Write how the run ended; raises `RunError` as the disk does."""
+        if not self._ranks.leads:
+            return
+        values = {
+            "status": status,
+            "env": self._config.env,
+            "seed": self._config.seed,
+            "env_steps": standing.env_steps,
+            "updates": standing.update,
+            "episodes": self._episodes.count,
+            "wall_seconds": self._clock.wall_seconds,
+            "sps": self._clock.sps(standing.env_steps),
+            "mean_return": self._episodes.mean_return,
+            "best_return": self.best_return,
+            "skipped_updates": standing.skipped,
+            "dropped": self._parts.collector.dropped,
+            "ranks": self._ranks.count,
+            "env_restarts": standing.env_restarts,
+            "phase_seconds": self._clock.phase_seconds,
+            "warm_up_seconds": self._clock.warm_up_seconds,
+            "versions": versions(),
+        }
+        self._directory.write_summary(values)
+
+    def time_report(self, standing: Standing) -> TimeReport | None:
+        """Where the time of this session went since its warm-up; None where there was nothing after it."""
+        groups = self._parts.envs
+        in_turn = groups[0].in_turn
+        return self._clock.report(
+            update=standing.update,
+            env_steps=standing.env_steps,
+            num_steps=self._config.num_steps,
+            on_gpu=self._device.type == "cuda",
+            in_turn=in_turn,
+            overlapped=len(groups) > 1 and not in_turn,
+        )
+
+    def close(self) -> None:
+        """Close the log."""
+        self.log.close()
+
+    def _save_best(self, standing: Standing) -> None:
+        self.best_return = self._episodes.mean_return
+        state = self._state(standing)
+        if self._ranks.leads:
+            checkpoint.save_best(self._directory, state)
+
+    def _state(self, standing: Standing) -> dict[str, Any]:
+        """What a checkpoint holds: tensors and plain values."""
+        return {
+            **snapshot.take(self._parts, self._config, self._device, self._ranks),
+            "update": standing.update,
+            "resumes": standing.resumes,
+            "env_restarts": standing.env_restarts,
+            "wall_seconds": self._clock.wall_seconds,
+            "best_return": self.best_return,
+            "log": {**self._logged, "eval_return": self.eval_return, "metrics": self._tally.state_dict()},
+            "skipped": standing.skipped,
+        }
