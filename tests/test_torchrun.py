@@ -103,6 +103,7 @@ def test_a_rank_that_is_killed_is_started_again_and_the_run_goes_on(tmp_path):
     assert steps == sorted(set(steps)), "neither gap nor overlap"
 
 
+@pytest.mark.nightly  # tests/test_trainer.py has it of one process
 def test_a_job_of_the_same_name_goes_on_with_its_run(tmp_path):
     """As one that a cluster has put back into its queue; in the folder that it began in, though none was named."""
     launch = ("--rdzv-id", "mine", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0")
