@@ -19,7 +19,7 @@ from gymnasium.spaces import Box, Discrete
 from torch import distributed, nn
 
 from fasta2c.config import TrainConfig
-from fasta2c.distributed import Ranks
+from fasta2c.distributed import ALONE, Ranks
 from fasta2c.errors import RunError
 from fasta2c.graphs import Graphs
 from fasta2c.learning.learner import Learner
@@ -81,6 +81,42 @@ def _serve(rank: int, count: int, port: int, pipe: Any) -> None:
             pipe.send((True, work(ranks, *args)))
         except Exception:
             pipe.send((False, traceback.format_exc()))
+
+
+class Paired(Ranks):
+    """One process that sends its messages as if there were another rank, which has nothing to say."""
+
+    def stack(self, x: torch.Tensor) -> torch.Tensor:
+        stacked = x.new_empty((1, *x.shape))
+        distributed.all_gather(list(stacked.unbind()), x)
+        return stacked
+
+
+def learns_alone(device_name: str) -> None:
+    """Updates whose messages go round one process are those without messages, and the process then ends."""
+    from fasta2c.parts import assemble, make_envs
+
+    device = torch.device(device_name)
+    store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+    torch.backends.cudnn.deterministic = True
+    normalised = {"normalize_observations": True, "normalize_rewards": True, "normalize_advantage": True}
+    for settings in (normalised, {"num_minibatches": 4, "num_epochs": 2, "target_kl": 1.0}):
+        config = TrainConfig(num_envs=40, lr_schedule="linear", precision="fp32", device=device_name, **settings)
+        learnt = []
+        for ranks in (ALONE, Paired(0, 2)):
+            envs = make_envs(config, device)
+            parts = assemble(config, envs, device, ranks=ranks)
+            for n in range(6):
+                parts.learner.update(parts.collector.collect(), n / 10)
+            learnt.append(torch.cat([p.detach().flatten() for p in parts.model.parameters()]))
+            parts.graphs.release()
+            for group in envs:
+                group.close()
+        torch.testing.assert_close(*learnt, rtol=1e-4, atol=1e-5)
+    distributed.destroy_process_group()
+    print("learnt the same", flush=True)
 
 
 class Doubled(nn.Module):

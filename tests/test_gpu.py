@@ -1,5 +1,10 @@
 """The same numbers on a CUDA device as on the CPU, and whole runs there."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import env_spec
@@ -18,6 +23,7 @@ from fasta2c.run import checkpoint
 from fasta2c.spaces import Choices
 
 pytestmark = pytest.mark.gpu
+TESTS = Path(__file__).parent
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
@@ -137,6 +143,14 @@ def test_recorded_graphs_compute_what_plain_calls_compute(env, optimizer, env_gr
     # Bit for bit but for sums whose order is the device's (atomic additions in gather's gradient).
     torch.testing.assert_close(recorded, plain, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(recorded_metrics, plain_metrics, rtol=1e-3, atol=1e-4, equal_nan=True)
+
+
+def test_messages_are_recorded_with_the_update_and_nccl_ends():
+    """As far as one GPU can show it. What NCCL has been recorded by must be let go of first, or it never ends."""
+    script = "import rank_work; rank_work.learns_alone('cuda')"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=240)
+    assert (done.returncode, done.stdout) == (0, "learnt the same\n"), done.stderr
 
 
 @pytest.mark.parametrize(
