@@ -188,7 +188,7 @@ def free_memory(device: torch.device) -> int:
             + torch.cuda.memory_reserved(device)
             - torch.cuda.memory_allocated(device)
         )
-    free = 4 * graph_budget(device) * _sharing["processes"]
+    free = _host_memory()
     with contextlib.suppress(OSError, ValueError, StopIteration):
         told = Path("/proc/meminfo").read_text().splitlines()
         free = min(free, 1024 * next(int(line.split()[1]) for line in told if line.startswith("MemAvailable:")))
@@ -202,11 +202,16 @@ def graph_budget(device: torch.device) -> int:
     """Bytes that kept graphs may take on `device`: a quarter of the memory this process may use there."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory // 4
+    return _host_memory() // 4 // _sharing["processes"]
+
+
+def _host_memory() -> int:
+    """Bytes of this machine, or of this container."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     # In a container the limit is the control group's, "max" where there is none.
     with contextlib.suppress(OSError, ValueError):
         total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return total // 4 // _sharing["processes"]
+    return total
 
 
 class Download:

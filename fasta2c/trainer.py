@@ -170,16 +170,16 @@ class Trainer:
         if config.deterministic:
             was_on = torch.are_deterministic_algorithms_enabled()
             resources.callback(torch.use_deterministic_algorithms, was_on)
-        with self._watchdog(envs, lambda: 0.0):  # they are reset
-            self.parts = assemble(config, envs, self.device, ranks=ranks, tell=lambda here: self._agreement.tell(here))
-        resources.callback(self.parts.graphs.release)
-        self.collector, self.learner, self.timer = self.parts.collector, self.parts.learner, self.parts.timer
-
         assert isinstance(config.num_envs, int)
         self._first_env = ranks.share(config.num_envs).start
         self._agreement = Agreement(
             ranks, self._wishes, lambda: sum(group.restarts for group in envs), first_env=self._first_env
         )
+        with self._watchdog(envs, lambda: 0.0):  # they are reset
+            self.parts = assemble(config, envs, self.device, ranks=ranks, tell=self._agreement.tell)
+        resources.callback(self.parts.graphs.release)
+        self.collector, self.learner, self.timer = self.parts.collector, self.parts.learner, self.parts.timer
+
         if config.wandb and ranks.leads:
             wandb.check()
         self._sideshow = Sideshow(config, self.device, lambda: self.policy)
@@ -325,23 +325,25 @@ class Trainer:
                 self.clock.end_warm_up(update=self.update, env_steps=self.env_steps)
             with timer("log"):
                 self._tell_callbacks()
-                if self._due(config.eval_interval) and self.ranks.leads:
-                    self.records.eval_return = self._sideshow.evaluate()
-                if self._due(config.histogram_interval):
-                    named = [(f"parameters/{name}", x) for name, x in self.parts.model.named_parameters()]
-                    self.records.log.add_histograms(named, env_steps=self.env_steps)
-                if (
-                    self._due(config.video_interval)
-                    and self.ranks.leads
-                    and (film := self._sideshow.film()) is not None
-                ):
-                    self.records.log.add_film("episode/film", film, env_steps=self.env_steps)
+                if self.ranks.leads:
+                    self._show()
                 if self._due(config.log_interval):
                     self._check_numbers()
                     self.records.row(self.standing)
                 if self._due(config.checkpoint_interval) or self._agreement.wishes.save:
                     self._save()
                 progress.update(self.env_steps, sps=self.sps, episode_return=collector.episodes.mean_return)
+
+    def _show(self) -> None:
+        """Play games beside the training, and show parameters, where these are due."""
+        config, log = self.config, self.records.log
+        if self._due(config.eval_interval):
+            self.records.eval_return = self._sideshow.evaluate()
+        if self._due(config.histogram_interval):
+            named = [(f"parameters/{name}", x) for name, x in self.parts.model.named_parameters()]
+            log.add_histograms(named, env_steps=self.env_steps)
+        if self._due(config.video_interval) and (film := self._sideshow.film()) is not None:
+            log.add_film("episode/film", film, env_steps=self.env_steps)
 
     def _watchdog(self, envs: Sequence[HostEnvs | TorchEnvs], waiting: Callable[[], Any]) -> Watchdog:
         """Of environments, where they do not know themselves how long they may take."""

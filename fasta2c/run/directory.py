@@ -49,14 +49,12 @@ class RunDirectory:
                 folder = _make_unused(folder)
                 made.insert(0, folder)
             else:
-                if not _is_of_job(folder, job):  # else it was ended before it could be saved, and begins anew
-                    _refuse_if_taken(folder)
+                _refuse_if_taken(folder, job)
                 made = _missing(folder)
                 folder.mkdir(parents=True, exist_ok=True)
             directory = cls(folder, _lock(folder))
             try:
-                if not _is_of_job(folder, job):
-                    _refuse_if_taken(folder)  # again: another run may have come and gone before the lock was ours
+                _refuse_if_taken(folder, job)  # again: another run may have come and gone before the lock was ours
                 if job is not None:
                     (folder / ".lock").write_text(job, encoding="utf-8")
             except BaseException:
@@ -265,9 +263,12 @@ def _missing(folder: Path) -> list[Path]:
     return list(itertools.takewhile(lambda p: not p.exists(), (folder, *folder.parents)))
 
 
-def _refuse_if_taken(folder: Path) -> None:
-    """Raise `UserError` unless `folder` is free for a new run: absent, or a folder with hidden files only."""
-    if not folder.exists():
+def _refuse_if_taken(folder: Path, job: str | None) -> None:
+    """Raise `UserError` unless `folder` is free for a new run: absent, or a folder with hidden files only.
+
+    A run of the same `job`, which was ended before it could be saved, may begin anew in its own.
+    """
+    if not folder.exists() or _is_of_job(folder, job):
         return
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another --run-dir.")
