@@ -18,9 +18,10 @@ from fasta2c import accel  # isort: skip  (before torch, so that OpenMP waits as
 import torch
 from gymnasium.vector.utils import batch_space
 
-from fasta2c.config import TrainConfig, load_preset
+from fasta2c.config import TrainConfig
 from fasta2c.envs.base import HostEnvs, Row
 from fasta2c.envs.ids import resolve
+from fasta2c.presets import load_preset
 
 # What speed is measured by, and compared with others': one optimizer step of a rollout, whatever the preset has.
 PLAIN_A2C: dict[str, Any] = {"num_minibatches": 1, "num_epochs": 1, "optimizer": "rmsprop"}

@@ -32,9 +32,10 @@ import torch
 import yaml
 from common import hardware
 
-from fasta2c.config import PROVENANCE, RESUMABLE, TrainConfig, load_preset, to_plain
+from fasta2c.config import RESUMABLE, TrainConfig, to_plain
 from fasta2c.envs.ids import resolve
 from fasta2c.errors import Fasta2cError, UserError
+from fasta2c.presets import PROVENANCE, load_preset
 
 FOLDER = Path(__file__).parent
 CURVE_ROWS = 500

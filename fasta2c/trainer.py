@@ -17,7 +17,7 @@ import torch
 from fasta2c import accel, snapshot
 from fasta2c.agreement import Agreement, Wishes
 from fasta2c.callbacks import Callback
-from fasta2c.config import TrainConfig, check_resumable, from_plain, load_preset, to_plain
+from fasta2c.config import TrainConfig, check_resumable, from_plain, to_plain
 from fasta2c.distributed import ALONE, Ranks, next_job
 from fasta2c.envs.base import HostEnvs
 from fasta2c.envs.ids import resolve
@@ -26,6 +26,7 @@ from fasta2c.errors import RunError, Stopped, UserError, is_out_of_memory, warn
 from fasta2c.graphs import warm_up_updates
 from fasta2c.parts import assemble, make_envs
 from fasta2c.policy import Policy, load_parameters, load_state
+from fasta2c.presets import load_preset
 from fasta2c.records import RESUMED, Records, Standing, shown
 from fasta2c.run import checkpoint, wandb
 from fasta2c.run.clock import Clock

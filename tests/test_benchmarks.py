@@ -10,7 +10,8 @@ import pytest
 import torch
 import yaml
 
-from fasta2c.config import TrainConfig, load_preset, to_plain
+from fasta2c.config import TrainConfig, to_plain
+from fasta2c.presets import load_preset
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"

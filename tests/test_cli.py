@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 import fasta2c
 import fasta2c.run
 from fasta2c import cli
-from fasta2c.config import TrainConfig, load_preset, to_plain
+from fasta2c.config import TrainConfig, to_plain
 from fasta2c.errors import RunError, Stopped, UserError
+from fasta2c.presets import load_preset
 from fasta2c.run import checkpoint
 from fasta2c.run.directory import RunDirectory
 from fasta2c.run.report import TimeReport

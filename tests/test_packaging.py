@@ -63,8 +63,8 @@ def test_the_readme_has_the_test_line() -> None:
 def test_an_installed_package_finds_its_presets(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     code = (
-        "from fasta2c import config as c\n"
-        "print(c.__file__, c.preset_folder(), *c.load_preset('Classic', 'CartPole'), sep='\\n')"
+        "from fasta2c import presets as p\n"
+        "print(p.__file__, p.preset_folder(), *p.load_preset('Classic', 'CartPole'), sep='\\n')"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60

@@ -25,10 +25,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from walks import Walk
 
 from fasta2c import TrainConfig, distributed, evaluate, load_policy
-from fasta2c.config import read_config
 from fasta2c.errors import RunError, Stopped, UserError
 from fasta2c.learning import learner
 from fasta2c.learning.learner import Learner
+from fasta2c.presets import read_config
 from fasta2c.run import checkpoint
 from fasta2c.trainer import Trainer, train
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import gymnasium
 
-from fasta2c.config import load_preset
 from fasta2c.envs.ids import EnvId, registered, resolve
 from fasta2c.envs.make import look_up_spec
 from fasta2c.errors import UserError
+from fasta2c.presets import load_preset
 from fasta2c.spaces import Actions, Continuous, EnvSpec
 
 

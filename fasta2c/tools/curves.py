@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fasta2c.config import PROVENANCE, RENAMED, RESUMABLE, read_yaml
+from fasta2c.config import RENAMED, RESUMABLE
 from fasta2c.errors import UserError, warn
+from fasta2c.presets import PROVENANCE, read_yaml
 from fasta2c.run.directory import RunDirectory
 from fasta2c.stats import bootstrap_interval, interquartile_mean, mean
 

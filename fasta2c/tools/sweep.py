@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from fasta2c.callbacks import Callback
-from fasta2c.config import TrainConfig, from_plain, load_preset, to_dict, to_plain
+from fasta2c.config import TrainConfig, from_plain, to_dict, to_plain
 from fasta2c.envs.ids import resolve
 from fasta2c.errors import RunError, UserError, did_you_mean
+from fasta2c.presets import load_preset
 from fasta2c.run.directory import write_atomically
 from fasta2c.run.progress import Progress
 from fasta2c.tools.plot import plot

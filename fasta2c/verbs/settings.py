@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fasta2c.config import TrainConfig, from_plain, load_preset, read_config
+from fasta2c.config import TrainConfig, from_plain
 from fasta2c.errors import UserError
 from fasta2c.flags import Given
+from fasta2c.presets import load_preset, read_config
 
 
 def base_config(given: Mapping[str, Given], origins: dict[str, str]) -> TrainConfig:

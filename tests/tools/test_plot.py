@@ -10,8 +10,9 @@ from PIL import Image
 
 from fasta2c import TrainConfig, train
 from fasta2c.cli import main
-from fasta2c.config import read_config, to_plain
+from fasta2c.config import to_plain
 from fasta2c.errors import UserError
+from fasta2c.presets import read_config
 from fasta2c.stats import interquartile_mean
 from fasta2c.tools import plot as plot_module
 from fasta2c.tools.curves import band, find_runs, group_runs, names_of, scaled_to_budget

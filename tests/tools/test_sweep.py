@@ -16,8 +16,8 @@ from PIL import Image
 
 from fasta2c import TrainConfig, train
 from fasta2c.cli import main
-from fasta2c.config import read_config
 from fasta2c.errors import RunError, Stopped, UserError
+from fasta2c.presets import read_config
 from fasta2c.tools import sweep as module
 from fasta2c.tools.sweep import sweep
 from fasta2c.trainer import TrainResult

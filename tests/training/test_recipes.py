@@ -3,7 +3,8 @@
 import pytest
 
 from fasta2c.cli import main
-from fasta2c.config import RESUMABLE, TrainConfig, load_preset, preset_folder, read_config, to_dict
+from fasta2c.config import RESUMABLE, TrainConfig, to_dict
+from fasta2c.presets import load_preset, preset_folder, read_config
 
 RECIPES = sorted(file.stem for file in (preset_folder() / "recipes").glob("*.yaml"))
 
