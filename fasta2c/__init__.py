@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from fasta2c.config import TrainConfig
     from fasta2c.envs.make import make_envs
     from fasta2c.evaluation import evaluate
+    from fasta2c.launch import train
     from fasta2c.policy import load_policy
-    from fasta2c.trainer import TrainResult, train
+    from fasta2c.records import TrainResult
 
 __version__ = "0.1.0"
 __all__ = ["Callback", "TrainConfig", "TrainResult", "evaluate", "load_policy", "make_envs", "train"]
@@ -24,11 +25,11 @@ __all__ = ["Callback", "TrainConfig", "TrainResult", "evaluate", "load_policy", 
 _HOME = {
     "Callback": "fasta2c.callbacks",
     "TrainConfig": "fasta2c.config",
-    "TrainResult": "fasta2c.trainer",
+    "TrainResult": "fasta2c.records",
     "evaluate": "fasta2c.evaluation",
     "load_policy": "fasta2c.policy",
     "make_envs": "fasta2c.envs.make",
-    "train": "fasta2c.trainer",
+    "train": "fasta2c.launch",
 }
 
 

@@ -1,13 +1,32 @@
-"""What the ranks of a run tell each other at every rollout, so that all count alike and do the same next."""
+"""What the ranks of a run tell each other at its start and at every rollout, so that all do the same next."""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from typing import NamedTuple
 
+from fasta2c import accel
+from fasta2c.config import TrainConfig, to_plain
 from fasta2c.distributed import Ranks
 from fasta2c.envs.episodes import Game
+from fasta2c.errors import UserError
 from fasta2c.rollout.collector import Happened
+from fasta2c.run.provenance import versions
+
+
+def start_alike(ranks: Ranks, config: TrainConfig) -> None:
+    """Make sure that all ranks train by the same `config`, and leave each its part of the machine it is on.
+
+    Raises `UserError`, on all of them, where they were started with other settings or have other versions.
+    """
+    if ranks.count == 1:
+        return
+    told = ranks.gather((socket.gethostname(), accel.own_cores(), {**to_plain(config), "versions": versions()}))
+    settings = [plain for _, _, plain in told]
+    if different := [name for name in settings[0] if any(plain[name] != settings[0][name] for plain in settings)]:
+        raise UserError(f"{', '.join(different)}: not the same on all ranks; start them alike.")
+    accel.share_machine([cores for host, cores, _ in told if host == socket.gethostname()])
 
 
 class Wishes(NamedTuple):

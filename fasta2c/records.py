@@ -1,9 +1,11 @@
-"""What a run writes down: rows of metrics, checkpoints and, at its end, a summary; of several ranks, rank 0 alone."""
+"""What a run writes down: rows of metrics, checkpoints and, at its end, how it went; of several ranks, rank 0 alone."""
 
 from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +26,27 @@ from fasta2c.run.report import TimeReport
 
 # What a checkpoint holds for --resume, beside what `snapshot` takes.
 RESUMED = {"skipped", "update", "resumes", "env_restarts", "wall_seconds", "best_return", "log"}
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended."""
+
+    run_dir: Path
+    env_steps: int
+    updates: int
+    episodes: int
+    wall_seconds: float
+    sps: float
+    """Env steps per second of wall time, warm-up left out."""
+    mean_return: float | None
+    """Over the last 100 games; None if none has ended."""
+    warm_up_seconds: float
+    """What the first update took, compilation included; on a GPU the first three, of which graphs are recorded."""
+    time_report: TimeReport | None
+    """Where the time went; None after a single update."""
+    best_return: float | None
+    """The highest mean over 100 games seen; what best.pt holds."""
 
 
 class Standing(NamedTuple):
@@ -169,6 +192,21 @@ class Records:
             "versions": versions(),
         }
         self._directory.write_summary(values)
+
+    def result(self, standing: Standing) -> TrainResult:
+        """How the run ended."""
+        return TrainResult(
+            run_dir=self._directory.path,
+            env_steps=standing.env_steps,
+            updates=standing.update,
+            episodes=self._episodes.count,
+            wall_seconds=self._clock.wall_seconds,
+            sps=self._clock.sps(standing.env_steps),
+            mean_return=self._episodes.mean_return,
+            warm_up_seconds=self._clock.warm_up_seconds,
+            time_report=self.time_report(standing),
+            best_return=self.best_return,
+        )
 
     def time_report(self, standing: Standing) -> TimeReport | None:
         """Where the time of this session went since its warm-up; None where there was nothing after it."""

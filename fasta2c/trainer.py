@@ -1,118 +1,41 @@
-"""The training run: collect, update, log, save, until the budget of env steps is spent."""
+"""A session of training: collect, update, log, save, until the budget of env steps is spent."""
 
 from __future__ import annotations
 
 import contextlib
 import shlex
-import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fasta2c import accel, snapshot
-from fasta2c.agreement import Agreement, Wishes
+from fasta2c.agreement import Agreement, Wishes, start_alike
 from fasta2c.callbacks import Callback
-from fasta2c.config import TrainConfig, check_resumable, from_plain, to_plain
-from fasta2c.distributed import ALONE, Ranks, next_job
+from fasta2c.config import TrainConfig, check_resumable, from_plain
+from fasta2c.distributed import ALONE, Ranks
 from fasta2c.envs.base import HostEnvs
-from fasta2c.envs.ids import resolve
 from fasta2c.envs.torch import TorchEnvs
 from fasta2c.errors import RunError, Stopped, UserError, is_out_of_memory, warn
 from fasta2c.graphs import warm_up_updates
 from fasta2c.parts import assemble, make_envs
 from fasta2c.policy import Policy, load_parameters, load_state
-from fasta2c.presets import load_preset
-from fasta2c.records import RESUMED, Records, Standing, shown
+from fasta2c.records import RESUMED, Records, Standing, TrainResult, shown
 from fasta2c.run import checkpoint, wandb
 from fasta2c.run.clock import Clock
 from fasta2c.run.directory import RunDirectory
 from fasta2c.run.progress import Progress
-from fasta2c.run.provenance import versions
-from fasta2c.run.report import TimeReport
 from fasta2c.run.signals import SignalWatch
 from fasta2c.run.watchdog import Watchdog
 from fasta2c.sideshow import Sideshow
-from fasta2c.tune import tune
 
 # With --on-nan skip, so many updates in a row without one that could be applied end the run.
 SKIPS_IN_A_ROW = 10
 # Of several ranks, one that hears of no signal for so long is taken to wait for another that has gone.
 HEARING_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """How a run ended."""
-
-    run_dir: Path
-    env_steps: int
-    updates: int
-    episodes: int
-    wall_seconds: float
-    sps: float
-    """Env steps per second of wall time, warm-up left out."""
-    mean_return: float | None
-    """Over the last 100 games; None if none has ended."""
-    warm_up_seconds: float
-    """What the first update took, compilation included; on a GPU the first three, of which graphs are recorded."""
-    time_report: TimeReport | None
-    """Where the time went; None after a single update."""
-    best_return: float | None
-    """The highest mean over 100 games seen; what best.pt holds."""
-
-
-def train(config: TrainConfig, *, resume: str | Path | None = None, callbacks: Sequence[Callback] = ()) -> TrainResult:
-    """Train an agent; with `resume`, go on where the run in that directory was saved.
-
-    Under torchrun all ranks call this, and train together; rank 0 alone writes. What torchrun has restarted goes on.
-
-    Args:
-        config: fields that were not given take the environment's preset, or the resumed run's values.
-        resume: run directory to go on with.
-        callbacks: told what happens; of several ranks, on rank 0.
-
-    Raises:
-        UserError: bad input; nothing has been written.
-        RunError: the run failed (a loss that is not finite, a checkpoint that cannot be written), or another rank has.
-        Stopped: SIGINT, SIGTERM or SIGHUP ended the run, after a checkpoint.
-    """
-    ranks, job = Ranks.from_environment(), next_job()
-    ranks.connect()
-    if resume is None and job is not None:
-        resume = ranks.of_first(RunDirectory.of_job(config.run_dir, env=config.env, job=job))
-        if resume is not None and config.num_envs == "auto":
-            config = config.without("num_envs")  # a number has been found
-    if resume is None:
-        env_id = resolve(config.env)
-        config = config.with_preset(load_preset(env_id.family, env_id.name))
-        if config.num_envs == "auto":
-            if ranks.count > 1:
-                raise UserError("num_envs: auto tries numbers in one process; give a number for all ranks together.")
-            config = _tuned(config)
-    trainer = Trainer(config, Path(resume) if resume is not None else None, callbacks, ranks=ranks, job=job)
-    try:
-        return trainer.run()
-    finally:
-        trainer.close()
-
-
-def _tuned(config: TrainConfig) -> TrainConfig:
-    """`config` with a number of environments that was found to be fast here."""
-    say = Progress(0, quiet=config.quiet).say
-    device = accel.resolve_device(config.device)
-    say(f"{config.env} on {device}: trying numbers of environments")
-    config = tune(config, device, say=say)
-    assert config.num_envs != "auto"
-    updates = config.total_steps // (config.num_envs * config.num_steps)
-    steps = updates * config.minibatches(config.num_envs) * config.num_epochs
-    wish = "" if config.num_minibatches == "auto" else "; more environments want a higher --lr"
-    say(f"a run of {config.total_steps:,} env steps makes {steps:,} optimizer steps{wish}")
-    return config
 
 
 def _parameters(init_from: Path) -> tuple[Path, dict[str, Any]]:
@@ -157,7 +80,7 @@ class Trainer:
             config = config.with_preset(saved)
             check_resumable(config, TrainConfig(**saved))
         self.config = config
-        self._share_machine()
+        start_alike(ranks, config)
         self.device = accel.resolve_device(config.device, local_rank=ranks.local_rank, local_count=ranks.local_count)
         self.resumes = state["resumes"] + 1 if state is not None else 0
 
@@ -224,19 +147,6 @@ class Trainer:
         self._notes.append(f"goes on at {self.env_steps:,} env steps; {games}")
         self.update, self._skipped, self._restarts_before = state["update"], state["skipped"], state["env_restarts"]
 
-    def _share_machine(self) -> None:
-        """Leave the other ranks on this machine their part of it, having made sure that all train alike."""
-        ranks = self.ranks
-        if ranks.count == 1:
-            return
-        told = ranks.gather(
-            (socket.gethostname(), accel.own_cores(), {**to_plain(self.config), "versions": versions()})
-        )
-        settings = [plain for _, _, plain in told]
-        if different := [name for name in settings[0] if any(plain[name] != settings[0][name] for plain in settings)]:
-            raise UserError(f"{', '.join(different)}: not the same on all ranks; start them alike.")
-        accel.share_machine([cores for host, cores, _ in told if host == socket.gethostname()])
-
     @property
     def env_steps(self) -> int:
         """Valid rows so far, the run's earlier sessions included."""
@@ -295,18 +205,7 @@ class Trainer:
             folder = shlex.quote(str(self.directory.path))
             command = "fasta2c" if self.ranks.count == 1 else "torchrun … -m fasta2c"
             raise Stopped(signum, f"go on with: {command} train --resume {folder}")
-        return TrainResult(
-            run_dir=self.run_dir,
-            env_steps=self.env_steps,
-            updates=self.update,
-            episodes=self.collector.episodes.count,
-            wall_seconds=self.clock.wall_seconds,
-            sps=self.sps,
-            mean_return=self.mean_return,
-            warm_up_seconds=self.clock.warm_up_seconds,
-            time_report=self.records.time_report(self.standing),
-            best_return=self.records.best_return,
-        )
+        return self.records.result(self.standing)
 
     def _loop(self, progress: Progress) -> None:
         config, collector, timer = self.config, self.collector, self.timer

@@ -43,7 +43,7 @@ RESULT = types.SimpleNamespace(
 
 
 class Recorder:
-    """Stands in for `fasta2c.trainer`: notes its calls, returns or raises what it is told."""
+    """Stands in for `fasta2c.launch`: notes its calls, returns or raises what it is told."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[TrainConfig, dict[str, Any]]] = []
@@ -63,9 +63,9 @@ class Recorder:
 @pytest.fixture
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
-    module = types.ModuleType("fasta2c.trainer")
+    module = types.ModuleType("fasta2c.launch")
     module.train = recorder.train  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "fasta2c.trainer", module)
+    monkeypatch.setitem(sys.modules, "fasta2c.launch", module)
     return recorder
 
 

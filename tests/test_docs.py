@@ -169,7 +169,7 @@ def test_the_command_that_is_sb3s_a2c_has_its_defaults(monkeypatch):
     (words,) = [words for kind, block, _ in blocks("docs/migrating.md") if kind == "bash" for words in commands(block)]
     assert "n_envs=16), n_steps=5, learning_rate=7e-4, ent_coef=0.01" in text
     found = []
-    monkeypatch.setattr("fasta2c.trainer.train", lambda config, **_: found.append(config) or sys.exit(0))
+    monkeypatch.setattr("fasta2c.launch.train", lambda config, **_: found.append(config) or sys.exit(0))
     assert main(words[1:]) == 0
     theirs = {
         "num_envs": 16, "num_steps": 5, "lr": 7e-4, "ent_coef": 0.01, "total_steps": 100_000,

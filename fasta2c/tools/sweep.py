@@ -1,23 +1,16 @@
-"""Searches for settings: a grid, random or TPE, each setting with every seed, kept on disk by optuna."""
+"""Searches for settings: a grid, random or TPE, each setting with every seed."""
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import fcntl
 import hashlib
 import io
-import itertools
 import json
 import math
-import os
 import re
 import shutil
-import socket
 import statistics
-import time
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,11 +21,13 @@ from fasta2c.callbacks import Callback
 from fasta2c.config import TrainConfig, from_plain, to_dict, to_plain
 from fasta2c.envs.ids import resolve
 from fasta2c.errors import RunError, UserError, did_you_mean
+from fasta2c.launch import train
 from fasta2c.presets import load_preset
 from fasta2c.run.directory import write_atomically
 from fasta2c.run.progress import Progress
 from fasta2c.tools.plot import plot
-from fasta2c.trainer import Trainer, train
+from fasta2c.tools.study import ended, next_trial, open_study, work
+from fasta2c.trainer import Trainer
 
 if TYPE_CHECKING:
     import optuna
@@ -41,9 +36,8 @@ if TYPE_CHECKING:
 Sampler = Literal["grid", "random", "tpe"]
 # What a sweep sets itself, or what would make scores incomparable.
 _NOT_SEARCHED = frozenset({"env", "seed", "run_dir", "init_from", "quiet", "total_steps", "stop_at_return", "wandb"})
-# How often in each run it is asked whether the setting is worth going on with: not before three of ten, nor before
-# five others have ended.
-REPORTS, WARM_UP_REPORTS, WARM_UP_TRIALS = 10, 3, 5
+# How often in each run it is asked whether the setting is worth going on with.
+REPORTS = 10
 # The best of which learning curves are drawn.
 DRAWN = 5
 
@@ -123,16 +117,16 @@ def sweep(
     folder = Path(folder)
     about = {"config": _shared(config), "space": dict(space), "seeds": list(seeds), "sampler": sampler}
     with (
-        _worker(folder, about) as worker,
+        work(folder, about) as worker,
         Progress(trials, description="sweep", unit="settings", quiet=config.quiet) as shown,
     ):
-        study = _study(folder, about, prune)
+        study = open_study(folder, sampler, prune)
         shown.say(f"{config.env}: {trials} settings with {len(seeds)} seeds each, in {folder}")
-        shown.update(len(_ended(study)))
-        while (trial := _next(study, about, folder, worker, trials)) is not None:
+        shown.update(len(ended(study)))
+        while (trial := next_trial(study, folder, space, worker, trials, grid=sampler == "grid")) is not None:
             _run(study, trial, config, seeds, folder, prune)
             shown.say(str(_told(study.trials[trial.number], folder)))
-            shown.update(len(_ended(study)))
+            shown.update(len(ended(study)))
     return _conclude(study, config, folder)
 
 
@@ -169,118 +163,6 @@ def _shared(config: TrainConfig) -> dict[str, Any]:
     return {name: value for name, value in to_plain(config).items() if name not in ("seed", "run_dir", "quiet")}
 
 
-@contextlib.contextmanager
-def _worker(folder: Path, about: dict[str, Any]) -> Iterator[str]:
-    """The name of this process among those at work in `folder`, which is begun where it is new.
-
-    Whoever is at work holds a lock on a file of its name, which the system takes from the dead.
-    """
-    name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    try:
-        if folder.is_dir() and not (folder / "workers").exists() and any(folder.iterdir()):
-            raise UserError(f"{folder} is not empty and holds no sweep; choose a new folder.")
-        (folder / "workers").mkdir(parents=True, exist_ok=True)
-        with _lock(folder / ".lock"):
-            file = folder / "sweep.yaml"
-            if not file.exists():
-                write_atomically(file, yaml.safe_dump(about, sort_keys=False).encode())
-            before = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror or error}); choose another folder.") from None
-    changed = [name for name in about if before.get(name) != yaml.safe_load(yaml.safe_dump(about[name]))]
-    if changed:
-        raise UserError(f"{folder} holds a sweep with another {' and '.join(changed)}; choose a new folder.")
-    with _lock(folder / "workers" / name):
-        yield name
-    (folder / "workers" / name).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Inside, nobody else holds the lock on `path`."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _is_at_work(folder: Path, worker: str) -> bool:
-    try:
-        with (folder / "workers" / worker).open("r") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    return False
-
-
-def _study(folder: Path, about: dict[str, Any], prune: bool) -> optuna.Study:
-    import optuna
-
-    median = optuna.pruners.MedianPruner(n_startup_trials=WARM_UP_TRIALS, n_warmup_steps=WARM_UP_REPORTS)
-    tpe = about["sampler"] == "tpe"
-    with _lock(folder / ".lock"):  # of several that make the tables at once, all but one fail
-        return optuna.create_study(
-            storage=f"sqlite:///{folder.resolve() / 'study.db'}",
-            study_name="sweep",
-            load_if_exists=True,
-            direction="maximize",
-            # What others are at counts as bad, so that not all try the same.
-            sampler=optuna.samplers.TPESampler(constant_liar=True) if tpe else optuna.samplers.RandomSampler(),
-            pruner=median if prune else optuna.pruners.NopPruner(),
-        )
-
-
-def _next(study: optuna.Study, about: dict[str, Any], folder: Path, worker: str, trials: int) -> optuna.Trial | None:
-    """The next setting to try: one that was interrupted, or a new one; None where all are tried or being tried."""
-    from optuna.trial import TrialState
-
-    space = about["space"]
-    while True:
-        with _lock(folder / ".lock"):
-            known = study.get_trials(deepcopy=False)
-            for dead in known:
-                if dead.state == TrialState.RUNNING and not _is_at_work(folder, dead.user_attrs.get("worker", "?")):
-                    study.tell(dead.number, state=TrialState.FAIL)
-            ended = _ended(study)
-            running = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
-            if len(ended) + len(running) >= trials:
-                return None
-            taken = [t.params for t in (*ended, *running)]
-            left = [
-                t.params for t in study.get_trials(deepcopy=False) if _interrupted(t) and len(t.params) == len(space)
-            ]
-            again = [params for params in left if params not in taken]
-            if any(t.state == TrialState.WAITING for t in known):
-                pass  # somebody was killed between the lines below
-            elif again:
-                study.enqueue_trial(again[0])
-            elif about["sampler"] == "grid":
-                combinations = itertools.product(*([json.dumps(value) for value in of] for of in space.values()))
-                study.enqueue_trial(
-                    next(c for values in combinations if (c := dict(zip(space, values, strict=True))) not in taken)
-                )
-            trial = study.ask()
-            trial.set_user_attr("worker", worker)
-            trial.set_user_attr("values", {name: _suggested(trial, name, of) for name, of in space.items()})
-            if trial.params not in [t.params for t in running]:
-                return trial
-            trial.set_user_attr("duplicate", True)  # somebody is at it, in the very folders it would be run in
-            study.tell(trial, state=TrialState.FAIL)
-        time.sleep(1.0)
-
-
-def _ended(study: optuna.Study) -> list[FrozenTrial]:
-    """The settings that are done with: to the end, given up or failed."""
-    trials = study.get_trials(deepcopy=False)
-    return [t for t in trials if t.state.is_finished() and not _interrupted(t) and "duplicate" not in t.user_attrs]
-
-
-def _interrupted(trial: FrozenTrial) -> bool:
-    """Whether a signal or a kill ended it, rather than something of its own."""
-    return trial.state.name == "FAIL" and not {"failed", "duplicate"} & trial.user_attrs.keys()
-
-
 def _run(
     study: optuna.Study, trial: optuna.Trial, config: TrainConfig, seeds: Sequence[int], folder: Path, prune: bool
 ) -> None:
@@ -313,15 +195,6 @@ def _run(
         raise
     else:
         study.tell(trial, statistics.fmean(scores))
-
-
-def _suggested(trial: optuna.Trial, name: str, of: Any) -> Any:
-    if isinstance(of, list):  # as text, for optuna's choices are plain
-        return json.loads(trial.suggest_categorical(name, [json.dumps(value) for value in of]))
-    low, high, log = of["low"], of["high"], of.get("log", False)
-    if isinstance(low, int) and isinstance(high, int):
-        return trial.suggest_int(name, low, high, log=log)
-    return trial.suggest_float(name, low, high, log=log)
 
 
 def _name(values: Mapping[str, Any], seed: int) -> str:
@@ -378,7 +251,7 @@ def _told(trial: FrozenTrial, folder: Path) -> Trial:
 
 def _conclude(study: optuna.Study, config: TrainConfig, folder: Path) -> list[Trial]:
     """Write down what came of it: all settings, the best as a configuration, and curves of the best few."""
-    tried = [_told(trial, folder) for trial in _ended(study)]
+    tried = [_told(trial, folder) for trial in ended(study)]
     tried.sort(key=lambda trial: (trial.state == "complete", trial.mean), reverse=True)
     if not tried:
         return []

@@ -31,7 +31,7 @@ def run(argv: list[str]) -> None:
         base = base_config(given, origins)
         flags = parse(TrainFlags, "train", argv, given, TrainFlags(settings=base), env_kwargs=base.env_kwargs)
         from fasta2c.distributed import Ranks
-        from fasta2c.trainer import train
+        from fasta2c.launch import train
 
         config = flags.settings
         result = train(config) if flags.resume is None else train(config, resume=flags.resume)

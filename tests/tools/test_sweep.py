@@ -18,9 +18,10 @@ from fasta2c import TrainConfig, train
 from fasta2c.cli import main
 from fasta2c.errors import RunError, Stopped, UserError
 from fasta2c.presets import read_config
+from fasta2c.records import TrainResult
+from fasta2c.tools import study as study_module
 from fasta2c.tools import sweep as module
 from fasta2c.tools.sweep import sweep
-from fasta2c.trainer import TrainResult
 
 QUICK = {
     "env": "Classic/CartPole",
@@ -213,7 +214,7 @@ def test_a_setting_that_somebody_is_at_is_left_to_them(tmp_path, pretended):
     study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{tmp_path / 's' / 'study.db'}")
     study.enqueue_trial({"lr": "1e-05" if study.trials[0].params["lr"] != "1e-05" else "0.01", "gamma": "0.9"})
     study.ask({}).set_user_attr("worker", "other")
-    with module._lock(tmp_path / "s" / "workers" / "other"):
+    with study_module.lock(tmp_path / "s" / "workers" / "other"):
         assert len(sweep(quick(), GRID, tmp_path / "s")) == 3
     assert len(sweep(quick(), GRID, tmp_path / "s")) == 4
 
