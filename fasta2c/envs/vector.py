@@ -1,0 +1,121 @@
+"""Environments in one of Gymnasium's vectors: stepped, told of when they fail, and made anew."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv
+from numpy.typing import NDArray
+
+from fasta2c import custom
+from fasta2c.errors import RunError
+
+
+class Vector:
+    """Some of the environments in one of Gymnasium's vectors.
+
+    Args:
+        make: makes a vector of so many.
+        columns: which these are.
+        seeds: theirs.
+    """
+
+    def __init__(self, make: Callable[[int], Any], columns: slice, seeds: list[int]) -> None:
+        self.columns = columns
+        self.failures = 0
+        """How often they failed since they last stepped."""
+        self.begins = True
+        """Whether the next step begins all games, rather than acts in them."""
+        self._make = make
+        self._seeds: Any = seeds
+        self._first_seed, self._made = seeds[0], 0
+        self._actions: NDArray[Any] | None = None
+        self._failed: Exception | None = None
+        self._alive = True
+        self.envs: Any = make(len(seeds))
+
+    def send(self, actions: NDArray[Any]) -> None:
+        """Begin to step, or to reset, in other processes."""
+        self._actions = actions
+        if isinstance(self.envs, AsyncVectorEnv):
+            try:
+                self.envs.reset_async(seed=self._seeds) if self.begins else self.envs.step_async(actions)
+            except Exception as error:  # told where it can be dealt with
+                self._failed = error
+
+    def receive(self, deadline: float) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Observations, rewards, terminated and truncated; raises what the environments do, or `TimeoutError`."""
+        error, self._failed = self._failed, None
+        if error is not None:
+            raise error
+        timeout = max(deadline - time.monotonic(), 0.0) if deadline < math.inf else None
+        elsewhere = isinstance(self.envs, AsyncVectorEnv)
+        if not self.begins:
+            step = self.envs.step_wait(timeout) if elsewhere else self.envs.step(self._actions)
+            self.failures = 0
+            return step[:4]
+        observations, _ = self.envs.reset_wait(timeout) if elsewhere else self.envs.reset(seed=self._seeds)
+        self.begins, self._seeds = False, None
+        count = self.envs.num_envs
+        return observations, np.zeros(count), np.zeros(count, bool), np.zeros(count, bool)
+
+    def told(self, error: Exception, timeout: float) -> str:
+        """What has happened to which environment."""
+        processes, pipes = (
+            (self.envs.processes, self.envs.parent_pipes) if isinstance(self.envs, AsyncVectorEnv) else ([], [])
+        )
+
+        def first(those: Iterable[bool]) -> str:
+            number = next((n for n, found in enumerate(those) if found), 0 if self.envs.num_envs == 1 else None)
+            return "an environment" if number is None else f"environment {self.columns.start + number}"
+
+        if isinstance(error, multiprocessing.TimeoutError | RunError):  # the latter is the watchdog's
+            return f"{first(not pipe.poll() for pipe in pipes)} has not answered within {timeout:g} s (--env-timeout)"
+        raised = [pipe is None for pipe in pipes]  # Gymnasium closes the pipe of one that did
+        if pipes and not any(raised) and isinstance(error, BrokenPipeError | EOFError | ConnectionResetError):
+            for process in processes:
+                process.join(0.1)  # it may be about to end
+            codes = [process.exitcode for process in processes]
+            code = next((code for code in codes if code is not None), 0)
+            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+            return f"the process of {first(code is not None for code in codes)} was ended {how}"
+        return f"{first(raised)} raised {custom.told(error)}"
+
+    def make_anew(self) -> None:
+        """Replace all of it, with other seeds."""
+        self.abandon()
+        self._made += 1
+        self.failures += 1
+        self.begins = True
+        sequence = np.random.SeedSequence(self._first_seed, spawn_key=(self._made,))
+        count = self.columns.stop - self.columns.start
+        self._seeds = [int(s) for s in sequence.generate_state(count) >> 1]
+        self.envs, self._alive = self._make(count), True
+
+    def abandon(self) -> None:
+        """Let go of environments that do not answer any more, or may not."""
+        self._alive = False
+        if isinstance(self.envs, AsyncVectorEnv):  # whose own close would wait for what they were last asked
+            for process in self.envs.processes:
+                process.kill()
+                process.join()
+            for pipe in self.envs.parent_pipes:
+                if pipe is not None:
+                    pipe.close()
+        else:
+            with contextlib.suppress(Exception):
+                self.envs.close()
+        self.envs.closed = True
+
+    def close(self) -> None:
+        """Close them, if they are there."""
+        if self._alive:
+            self._alive = False
+            self.envs.close()
