@@ -100,6 +100,8 @@ def _dispatch(argv: list[str]) -> None:
     elif argv[0] == "--version":
         print(f"fasta2c {fasta2c.__version__}")
     elif argv[0] in VERBS:
+        if argv[0] != "train":
+            _alone(argv[0])
         VERBS[argv[0]].run(argv[1:])
     elif argv[0].startswith("--tyro-"):
         write_completion({name: verb.flags for name, verb in VERBS.items()}, argv)
@@ -108,6 +110,15 @@ def _dispatch(argv: list[str]) -> None:
     else:
         hint = did_you_mean(argv[0], VERBS, 1) or f" Use {' or '.join(VERBS)}."
         raise UserError(f"unknown verb {argv[0]!r}.{hint}")
+
+
+def _alone(verb: str) -> None:
+    """Raise `UserError` where torchrun would have `verb` done once for each of its processes."""
+    if "LOCAL_RANK" in os.environ:
+        from fasta2c.distributed import Ranks  # late, as it imports torch
+
+        if (count := Ranks.from_environment().count) > 1:
+            raise UserError(f"{verb} is the work of one process, not of {count}; start it without torchrun.")
 
 
 def _overview() -> str:

@@ -27,9 +27,6 @@ class Sideshow:
         config: of the run.
         device: where the policy is.
         policy: as it is now.
-
-    Raises:
-        UserError: films are asked for, and the environment cannot be drawn or nothing writes them.
     """
 
     def __init__(self, config: TrainConfig, device: torch.device, policy: Callable[[], Policy]) -> None:
@@ -38,7 +35,10 @@ class Sideshow:
         self._policy = policy
         self._envs: VectorEnvs | None = None
         self._warned = False
-        if config.video_interval:
+
+    def check(self) -> None:
+        """Raise `UserError` where films are asked for, and the environment cannot be drawn or nothing writes them."""
+        if self._config.video_interval:
             check_ffmpeg()
             with self._games(1, render=True) as envs:
                 envs.reset()

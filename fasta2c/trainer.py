@@ -104,9 +104,11 @@ class Trainer:
         resources.callback(self.parts.graphs.release)
         self.collector, self.learner, self.timer = self.parts.collector, self.parts.learner, self.parts.timer
 
-        if config.wandb and ranks.leads:
-            wandb.check()
         self._sideshow = Sideshow(config, self.device, lambda: self.policy)
+        if ranks.leads:
+            self._sideshow.check()
+            if config.wandb:
+                wandb.check()
         try:
             checkpoint.serialise(self.collector.state_dict())
         except TypeError as error:

@@ -603,3 +603,19 @@ def test_nothing_is_coloured_where_no_terminal_is(verb: str, capsys: pytest.Capt
     assert cli.main([verb, "--help"]) == 0
     out = capsys.readouterr().out
     assert "--" in out and "\x1b" not in out
+
+
+@pytest.mark.parametrize("verb", ["eval", "play", "plot", "sweep", "export", "envs"])
+def test_what_is_no_training_is_refused_to_several_ranks(monkeypatch, capsys, verb):
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "1")
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    with pytest.raises(UserError, match=f"{verb} is the work of one process, not of 2"):
+        cli._dispatch([verb, "--help"])
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
+    with pytest.raises(SystemExit):
+        cli._dispatch([verb, "--help"])
