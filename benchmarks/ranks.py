@@ -1,12 +1,16 @@
 """Ranks beside one process: what it costs to share a run, what messages take, and what a model makes of it beyond.
 
 Each side is `fasta2c train` as anybody would start it, with and without torchrun, in turns and with the same
-environments in all. `--model` measures nothing: it puts figures of `throughput.py --json` into a model of many ranks.
+environments in all. Gradients summed behind the backward pass, as is done, are timed beside
+DistributedDataParallel's. `--model` measures nothing: it puts figures of `throughput.py --json` into a model of many
+ranks.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import copy
 import json
 import math
 import os
@@ -22,12 +26,15 @@ from typing import Any, NamedTuple
 
 import torch
 from common import PLAIN_A2C, hardware, spread, with_preset, write_json
+from torch.nn.parallel import DistributedDataParallel
 
 from fasta2c.distributed import Ranks
 from fasta2c.envs.ids import resolve
 from fasta2c.envs.make import look_up_spec
 from fasta2c.errors import Fasta2cError
+from fasta2c.learning.optim import sum_gradients
 from fasta2c.policy import build_model
+from fasta2c.rollout.buffer import RolloutBuffer
 from fasta2c.run.provenance import versions
 
 
@@ -102,18 +109,55 @@ def messages(env: str, repeats: int = 200) -> dict[str, float]:
     numbers = [0.0] * 7
 
     def median(work: Callable[[], Any], count: int) -> float:
-        seconds = []
-        for _ in range(count):
-            began = time.perf_counter()
-            work()
-            seconds.append(time.perf_counter() - began)
-        return statistics.median(seconds)
+        return statistics.median(_seconds(work) for _ in range(count))
 
     return {
         "small_sum": median(lambda: ranks.sum(small), repeats),
         "gradient": median(lambda: ranks.sum(gradient), repeats // 4),
         "exchange": median(lambda: ranks.exchange(numbers, [], width=3)(), repeats),
     }
+
+
+def overlap(env: str, samples: int = 64, repeats: int = 15) -> dict[str, float]:
+    """Median seconds of passes whose gradient is summed behind them, as the learner does it, and during them.
+
+    During them by torch's DistributedDataParallel, in turns; one or four passes make a gradient.
+    """
+    ranks = Ranks.from_environment()
+    ranks.connect()
+    config = with_preset(env=env)
+    spec = look_up_spec(resolve(env), config.env_kwargs)
+    device = torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    behind = build_model(spec, config, device)
+    during = DistributedDataParallel(copy.deepcopy(behind))
+    observations = RolloutBuffer(1, samples, spec, device).observations(slice(0, 1), slice(0, samples))
+
+    def step(network: torch.nn.Module, parts: int) -> None:
+        network.zero_grad(set_to_none=True)
+        for n in range(parts):
+            hold = during.no_sync() if network is during and n < parts - 1 else contextlib.nullcontext()
+            with hold:
+                policy, values = network(observations)
+                (policy.sum() + values.sum()).backward()
+        if network is behind:
+            sum_gradients(behind.parameters(), torch.zeros(3, device=device), ranks)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    found: dict[str, float] = {}
+    for parts in (1, 4):
+        seconds: dict[str, list[float]] = {"behind": [], "during": []}
+        for _ in range(repeats):
+            seconds["behind"].append(_seconds(lambda parts=parts: step(behind, parts)))
+            seconds["during"].append(_seconds(lambda parts=parts: step(during, parts)))
+        found |= {f"{name}_{parts}": statistics.median(values) for name, values in seconds.items()}
+    return found
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
 def _parameters(config: Any) -> int:
@@ -160,12 +204,13 @@ def compare(args: argparse.Namespace) -> None:
         "ratio": spread(ratios),
         "one_sps": spread(found[1]),
         "ranks_sps": spread(found[args.ranks]),
-        "message_seconds": json.loads(done.stdout.splitlines()[-1]),
+        **json.loads(done.stdout.splitlines()[-1]),
         "settings": {k: v for k, v in vars(args).items() if k not in ("json", "messages", "model", "sps")},
         "hardware": hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "versions": versions(),
     }
-    print(json.dumps({k: result[k] for k in ("ratio", "one_sps", "ranks_sps", "message_seconds")}, indent=2))
+    shown = ("ratio", "one_sps", "ranks_sps", "message_seconds", "gradient_seconds")
+    print(json.dumps({k: result[k] for k in shown}, indent=2))
     write_json(args.json, result)
 
 
@@ -189,7 +234,7 @@ def main() -> int:
         if args.model is not None:
             model(args)
         elif args.messages:
-            told = messages(args.env)
+            told = {"message_seconds": messages(args.env), "gradient_seconds": overlap(args.env)}
             if Ranks.from_environment().leads:
                 print(json.dumps(told))
         else:

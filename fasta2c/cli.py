@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -37,7 +38,14 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code (DESIGN section 5); only a bug raises."""
-    code = _run(argv)
+    try:
+        code = _run(argv)
+    except Exception:
+        if "LOCAL_RANK" not in os.environ:
+            raise
+        if _speaks_first(told := traceback.format_exc()):
+            print(told, file=sys.stderr, flush=True)
+        code = 1
     if code and "LOCAL_RANK" in os.environ:
         leave(code)  # Python would wait for what is under way between ranks
     return code
@@ -81,16 +89,22 @@ def _tell(message: str, code: int, *, of_another: bool = False) -> int:
 
     Of several ranks one alone does; none where it is `of_another`, which could tell itself.
     """
-    if "LOCAL_RANK" in os.environ:
-        from fasta2c.distributed import speaks_first  # late, as it imports torch
-
-        if not speaks_first(message, for_another=of_another):
-            return code
+    if not _speaks_first(message, for_another=of_another):
+        return code
     line = " ".join((message if len(message) <= 1000 else f"{message[:700]} … {message[-290:]}").split("\n"))
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in line)
     with contextlib.suppress(OSError):
         print(f"fasta2c: {shown}", file=sys.stderr, flush=True)
     return code
+
+
+def _speaks_first(message: str, *, for_another: bool = False) -> bool:
+    """Whether `message` is this process's to show, which of several ranks may all have it."""
+    if "LOCAL_RANK" not in os.environ:
+        return True
+    from fasta2c.distributed import speaks_first  # late, as it imports torch
+
+    return speaks_first(message, for_another=for_another)
 
 
 def _dispatch(argv: list[str]) -> None:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from fasta2c.errors import PeerLost, is_out_of_memory
+from fasta2c.errors import PeerLost, is_out_of_memory, one_line
 
 # How long a rank waits for the others: rank 0 may play an evaluation meanwhile, or another compile.
 PATIENCE = timedelta(hours=1)
@@ -33,6 +33,8 @@ PATIENCE = timedelta(hours=1)
 HEARING = timedelta(seconds=0.5)
 # What torchrun tells each rank.
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# What torch says of a process that is no longer there.
+_GONE = re.compile("closed by peer|reset by peer|broken pipe|connection refused|remote process exited", re.IGNORECASE)
 # Rows of numbers that `Ranks.exchange` sends at once.
 ROWS_AT_ONCE = 32
 _calls = itertools.count()
@@ -225,9 +227,9 @@ def speaks_first(message: str, *, for_another: bool = False) -> bool:
         # Not the process group's own: this one need not have come so far.
         store = _store(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=timedelta(seconds=5))
         spoken = f"fasta2c/spoken/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
-        if for_another and store.add(spoken, 0):
-            return False
-        store.add(spoken, 1)
+        before = store.add(spoken, 1) - 1
+        if for_another:
+            return before == 0
         alike = re.sub(r"[\d.,]+", "", message)  # how much memory was free, say
         return store.add(f"{spoken}/{hashlib.sha256(alike.encode()).hexdigest()}", 1) == 1
     except (RuntimeError, ValueError):  # whoever kept it has gone
@@ -247,8 +249,9 @@ def _wait(work: dist.Work | None) -> None:
             work.wait(HEARING)
             return
         except RuntimeError:
-            if work.is_completed():  # it has failed, rather than not ended yet
-                raise
+            if work.is_completed():
+                work.wait()  # which says why it failed; or it has ended since
+                return
 
 
 @contextlib.contextmanager
@@ -260,4 +263,4 @@ def _together() -> Iterator[None]:
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
-        raise PeerLost from error
+        raise PeerLost("" if _GONE.search(str(error)) else one_line(error)) from error

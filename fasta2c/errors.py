@@ -28,10 +28,11 @@ class RunError(Fasta2cError):
 
 
 class PeerLost(RunError):
-    """Another rank of the run has failed or was killed; what was wrong with it is its own to tell."""
+    """Another rank of the run has failed or was killed, which it may have told of itself, or cannot be reached."""
 
-    def __init__(self) -> None:
-        super().__init__("another rank has gone without a word (killed?), and the run cannot go on without it.")
+    def __init__(self, why: str = "") -> None:
+        what = f"ranks cannot reach each other ({why})" if why else "another rank has gone without a word (killed?)"
+        super().__init__(f"{what}, and the run cannot go on without it.")
 
 
 class Stopped(Fasta2cError):
@@ -64,6 +65,11 @@ def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:
         return ""
     listed = " or ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
     return f" Did you mean {listed}?"
+
+
+def one_line(error: BaseException) -> str:
+    """What `error` says, its name where it says nothing, cut where it is long."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def is_out_of_memory(error: Exception) -> bool:

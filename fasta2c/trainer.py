@@ -180,10 +180,19 @@ class Trainer:
 
     def run(self) -> TrainResult:
         """Train until `total_steps`; the run directory is whole however this ends."""
+        with self._signals:
+            self._session()
+        if signum := self._agreement.wishes.signal:
+            folder = shlex.quote(str(self.directory.path))
+            command = "fasta2c" if self.ranks.count == 1 else "torchrun … -m fasta2c"
+            raise Stopped(signum, f"go on with: {command} train --resume {folder}")
+        return self.records.result(self.standing)
+
+    def _session(self) -> None:
+        """Go through the loop, and leave the run directory whole."""
         status = "failed"
         try:
             with (
-                self._signals,
                 Progress(self.config.total_steps, initial=self.env_steps, quiet=self._quiet) as progress,
                 self._watchdog(self.parts.envs, self._waiting),
             ):
@@ -203,11 +212,6 @@ class Trainer:
             # A run that failed has its own error to tell; that the disk is full as well must not hide it.
             with contextlib.suppress(*([RunError] if status == "failed" else [])):
                 self.records.write_summary(status, self.standing)
-        if signum := self._agreement.wishes.signal:
-            folder = shlex.quote(str(self.directory.path))
-            command = "fasta2c" if self.ranks.count == 1 else "torchrun … -m fasta2c"
-            raise Stopped(signum, f"go on with: {command} train --resume {folder}")
-        return self.records.result(self.standing)
 
     def _loop(self, progress: Progress) -> None:
         config, collector, timer = self.config, self.collector, self.timer
@@ -257,7 +261,7 @@ class Trainer:
         if self._sideshow.rows is not None:
             return (self._sideshow.rows,)
         since = self.timer.since("env")
-        return None if since is None else (since, self.env_restarts)
+        return None if since is None else (since, sum(group.restarts for group in self.parts.envs))
 
     @property
     def env_restarts(self) -> int:

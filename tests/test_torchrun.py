@@ -39,6 +39,18 @@ class Failing:
             raise ValueError("the rope broke")
         flags = torch.zeros(self.num_envs, dtype=torch.bool)
         return self.reset(), torch.ones(self.num_envs), flags, flags
+
+
+class Encoder(torch.nn.Linear):
+    """Has a mistake that nobody foresaw, on rank 1."""
+
+    def __init__(self, space):
+        super().__init__(4, 8)
+        self.features, self.calls = 8, 0
+
+    def forward(self, x):
+        self.calls += 1
+        return {}["the rope broke"] if self.calls == 100 and os.environ["RANK"] == "1" else super().forward(x)
 '''
 
 
@@ -117,13 +129,20 @@ def test_a_job_of_the_same_name_goes_on_with_its_run(tmp_path):
     assert 2000 <= seen[0] < seen[1] and checkpoint.load(run / "checkpoints" / "latest.pt")["resumes"] == 1
 
 
-def test_a_rank_that_fails_ends_the_others_and_is_heard_once(tmp_path):
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--env", "torch:failing:Failing"), ["fasta2c: error: ", "ValueError: the rope broke (failing.py"]),
+        (("--encoder", "failing:Encoder"), ["KeyError: 'the rope broke'"]),  # behind a traceback
+    ],
+)
+def test_a_rank_that_fails_ends_the_others_and_is_heard_once(tmp_path, flags, said):
     (tmp_path / "failing.py").write_text(FAILING)
-    launcher = start(tmp_path, "--env", "torch:failing:Failing", "--run-dir", "run", "--total-steps", "100000000")
+    launcher = start(tmp_path, *flags, "--run-dir", "run", "--total-steps", "100000000")
     output = finish(launcher)
     assert launcher.returncode != 0
-    told = [line for line in output.splitlines() if "fasta2c: " in line]
-    assert len(told) == 1 and "the rope broke" in told[0], output
+    told = [line for line in output.splitlines() if "fasta2c: " in line or line.startswith("KeyError")]
+    assert len(told) == 1 and all(words in told[0] for words in said), output
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
 
 

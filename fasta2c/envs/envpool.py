@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fasta2c import accel
 from fasta2c.envs.base import HostEnvs, Row
 from fasta2c.envs.ids import EnvId
-from fasta2c.errors import UserError, did_you_mean
+from fasta2c.errors import UserError, did_you_mean, one_line
 from fasta2c.spaces import EnvSpec, spec_of
 
 # Options that are ours to set, or that would break the row contract.
@@ -98,7 +98,7 @@ class EnvPoolEnvs(HostEnvs):
                     env_id.backend_id, env_type="gymnasium", num_envs=num_envs, seed=seeds, **self.options, **drawn
                 )
             except (AssertionError, RuntimeError, ValueError, TypeError, ImportError, OSError) as error:
-                raise UserError(f"{env_id.backend_id}: EnvPool cannot make it: {_one_line(error)}") from None
+                raise UserError(f"{env_id.backend_id}: EnvPool cannot make it: {one_line(error)}") from None
             self.action_space: gymnasium.Space[Any] = self._pool.spec.action_space
         self._keys: list[str] = list(self._pool._state_keys)
         self._layout = self.spec.frames
@@ -146,7 +146,7 @@ class EnvPoolEnvs(HostEnvs):
         try:
             return np.asarray(self._pool.render(env_ids=self._ids))
         except RuntimeError as error:
-            raise UserError(f"{self._env_id.backend_id}: EnvPool cannot draw it: {_one_line(error)}.") from None
+            raise UserError(f"{self._env_id.backend_id}: EnvPool cannot draw it: {one_line(error)}.") from None
 
     def close(self) -> None:
         """End EnvPool's threads."""
@@ -195,7 +195,7 @@ def _envpool_spec(env_id: EnvId, options: dict[str, Any]) -> Any:
         with _quiet():
             return envpool.make_spec(env_id.backend_id, **options)
     except (AssertionError, RuntimeError, ValueError, TypeError, ImportError, OSError) as error:
-        raise UserError(f"{env_id.backend_id}: EnvPool cannot make it: {_one_line(error)}") from None
+        raise UserError(f"{env_id.backend_id}: EnvPool cannot make it: {one_line(error)}") from None
 
 
 def _observation_space(env_id: EnvId, spec: Any) -> gymnasium.Space[Any]:
@@ -242,7 +242,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*precision lowered.*")
         yield
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

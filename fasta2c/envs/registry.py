@@ -15,7 +15,7 @@ import gymnasium
 from gymnasium.vector import AutoresetMode
 
 from fasta2c import custom
-from fasta2c.errors import UserError, did_you_mean
+from fasta2c.errors import UserError, did_you_mean, one_line
 
 # What `gymnasium.make` itself takes, beside the environment's own arguments.
 _MAKE_OPTIONS = ("max_episode_steps", "disable_env_checker")
@@ -110,8 +110,7 @@ def _check_options(backend_id: str, registered: gymnasium.envs.registration.EnvS
         try:
             entry = gymnasium.envs.registration.load_env_creator(entry)
         except Exception as error:
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise UserError(f"gymnasium:{backend_id}: cannot be imported: {reason}") from None
+            raise UserError(f"gymnasium:{backend_id}: cannot be imported: {one_line(error)}") from None
     if entry is None:
         return
     parameters = inspect.signature(entry).parameters

@@ -15,6 +15,7 @@ from gymnasium.vector import AsyncVectorEnv
 from numpy.typing import NDArray
 
 from fasta2c import custom
+from fasta2c.envs.base import spread_seeds
 from fasta2c.errors import RunError
 
 
@@ -94,9 +95,8 @@ class Vector:
         self._made += 1
         self.failures += 1
         self.begins = True
-        sequence = np.random.SeedSequence(self._first_seed, spawn_key=(self._made,))
         count = self.columns.stop - self.columns.start
-        self._seeds = [int(s) for s in sequence.generate_state(count) >> 1]
+        self._seeds = spread_seeds(self._first_seed, count, stream=self._made)
         self.envs, self._alive = self._make(count), True
 
     def abandon(self) -> None:

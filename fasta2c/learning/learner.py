@@ -85,6 +85,7 @@ class Learner:
         self._gae, self._vtrace = build_estimators(config.gae, device)
         self._target_lambda = TARGET_LAMBDAS.get(config.critic_target, config.gae_lambda)
         self.watch = NumberWatch(device, freeze=config.on_nan == "stop")
+        self._breaks_off = device.type == "cpu"  # elsewhere that would wait for the device: steps are made in vain
         self._ent_coef = torch.tensor(config.ent_coef, device=device)
         self._rollout: RolloutBuffer | None = None
         self._step: Callable[[], Tensor] | None = None
@@ -111,8 +112,8 @@ class Learner:
         advantages_TE, returns_TE = torch.empty_like(rewards_TE), torch.zeros_like(rewards_TE)
         targets_TE = returns_TE if self._target_lambda == self._config.gae_lambda else torch.empty_like(returns_TE)
         learnt_TE = torch.zeros_like(rollout.valid_TE)
-        totals, grad_norms = torch.zeros(4, device=returns_TE.device), []
-        near = torch.ones((), dtype=torch.bool, device=returns_TE.device)
+        totals = torch.zeros(6, device=returns_TE.device)
+        wanted = torch.ones((), dtype=torch.bool, device=returns_TE.device)
         shares = list(rollout.shares(self._num_minibatches))
         counts = self._count(rollout, shares)
         for number, (envs, count) in enumerate([*zip(shares, counts, strict=True)] * self._config.num_epochs):
@@ -124,22 +125,23 @@ class Learner:
                 targets_TE[:, envs] = estimate(rollout.values_T1E, self._target_lambda)[1]
             if ratios_TE is not None and self._config.target_kl:
                 kl = mean_kl(ratios_TE, rollout.valid_TE[:, envs], self._ranks)
-                near = near & (kl <= self._config.target_kl)
-                if not near.is_cuda and not near:
+                wanted = wanted & (kl <= self._config.target_kl)
+                if self._breaks_off and not wanted:
                     break
-            sums, grad_norm = self._step_on(rollout, envs, forwards, advantages_TE, targets_TE, near, count)
+            sums, grad_norm = self._step_on(rollout, envs, forwards, advantages_TE, targets_TE, wanted, count)
             for _ in range(self._config.critic_updates - 1):
-                self._step_critic(rollout, envs, estimate, near, count)
-            totals += torch.where(near, torch.cat([sums, count.unsqueeze(0)]), 0.0)
-            learnt_TE[:, envs] |= rollout.valid_TE[:, envs] & near
-            grad_norms.append(grad_norm)
+                self._step_critic(rollout, envs, estimate, wanted, count)
+            made = torch.stack([count, grad_norm, torch.ones_like(grad_norm)])
+            totals += torch.where(wanted, torch.cat([sums, made]), 0.0)
+            learnt_TE[:, envs] |= rollout.valid_TE[:, envs] & wanted
         self.watch.conclude()
         if self._model.moments is not None:  # only now: within an update all is normalised alike
-            seen = (rollout.observations(*chunk) for chunk in rollout.chunks(self._samples))
+            chunks = rollout.chunks(self._samples)
+            seen = ((rollout.observations(*chunk), rollout.valid_TE[chunk].flatten()) for chunk in chunks)
             self._model.update_moments(seen, self._ranks)
         means = totals[:3] / totals[3].clamp_min(1)
         explained = explained_variance(rollout.values_T1E[:-1], returns_TE, learnt_TE, self._ranks)
-        return torch.cat([means, torch.stack([explained, torch.stack(grad_norms).mean()])])
+        return torch.cat([means, torch.stack([explained, totals[4] / totals[5]])])
 
     def _count(self, rollout: RolloutBuffer, shares: list[slice]) -> Tensor:
         """All ranks' valid rows in each share [minibatches], at least 1; with it they tell if numbers are bad."""
@@ -175,7 +177,7 @@ class Learner:
         forwards: Iterable[Forward],
         advantages_TE: Tensor,
         targets_TE: Tensor,
-        near: Tensor,
+        wanted: Tensor,
         count: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """One optimizer step on the rows of `envs`.
@@ -186,7 +188,7 @@ class Learner:
             forwards: the model's outputs, which together cover them.
             advantages_TE: those of `envs` up to date.
             targets_TE: of the values, those of `envs` up to date.
-            near: whether the step is to be made at all.
+            wanted: whether the step is to be made at all.
             count: valid rows of all ranks that the gradient is the mean of.
 
         Returns:
@@ -208,18 +210,18 @@ class Learner:
             totals += torch.stack(sums).detach()
         totals = sum_gradients(self._model.parameters(), totals, self._ranks)
         grad_norm = clip_grad_norm(self._model.parameters(), self._config.max_grad_norm)
-        step_where(self._optimizer, near & self.watch.allows(totals, grad_norm))
+        step_where(self._optimizer, self.watch.allows(wanted, totals, grad_norm))
         return totals, grad_norm
 
     def _step_critic(
-        self, rollout: RolloutBuffer, envs: slice, estimate: Estimate, near: Tensor, count: Tensor
+        self, rollout: RolloutBuffer, envs: slice, estimate: Estimate, wanted: Tensor, count: Tensor
     ) -> None:
         """One more optimizer step of the critic alone on the rows of `envs`, behind the policy's.
 
         Its targets are made of its values as they are by now; what the rollout holds stays what the policy learnt from.
         """
         valid_TE, chunks = rollout.valid_TE, list(rollout.chunks(self._samples, envs))
-        total = torch.zeros(1, device=near.device)
+        total = torch.zeros(1, device=wanted.device)
         values_T1E, targets_TE = torch.empty_like(rollout.values_T1E), torch.empty_like(rollout.rewards_TE)
         with torch.no_grad():
             for chunk in chunks:
@@ -234,7 +236,7 @@ class Learner:
             total += loss.detach()
         total = sum_gradients(self._model.critic_parameters(), total, self._ranks)
         grad_norm = clip_grad_norm(self._model.critic_parameters(), self._config.max_grad_norm)
-        step_where(self._optimizer, near & self.watch.allows(total, grad_norm))
+        step_where(self._optimizer, self.watch.allows(wanted, total, grad_norm))
 
     def _rewards(self, rollout: RolloutBuffer) -> Tensor:
         """The rewards [T, E] that are learnt from."""

@@ -89,12 +89,15 @@ class NumberWatch:
         """Take in whether any rank has found something."""
         self._note(ELSEWHERE, bad)
 
-    def allows(self, *numbers: Tensor) -> Tensor:
-        """Whether an optimizer step is to be applied, 0-dimensional: all is finite, these `numbers` of it as well."""
+    def allows(self, wanted: Tensor, *numbers: Tensor) -> Tensor:
+        """Whether an optimizer step is to be applied, 0-dimensional: it is `wanted`, and all is finite.
+
+        What is in the `numbers` of a step that is not wanted does not matter.
+        """
         finite = torch.isfinite(torch.cat([x.flatten() for x in numbers]).sum())
         if not (self._on_host and finite):
-            self._note(LOSS, ~finite)
-        return ~self._bad
+            self._note(LOSS, ~finite & wanted)
+        return wanted & ~self._bad
 
     def conclude(self) -> None:
         """Count the update."""

@@ -114,13 +114,15 @@ class ActorCritic(nn.Module):
         leaves, _ = self._observe(observations)
         return self.value_head(self._encode(self.critic_encoder or self.encoder, leaves)).squeeze(-1)
 
-    def update_moments(self, batches: Iterable[Tensor], ranks: Ranks = ALONE) -> None:
-        """Take batches of observations [B, ...], and other ranks', into what later ones are normalised by, if any are.
+    def update_moments(self, batches: Iterable[tuple[Tensor, Tensor]], ranks: Ranks = ALONE) -> None:
+        """Take batches, and other ranks', into what later observations are normalised by on every rank, if any are.
 
-        These are normalised alike on every rank.
+        Args:
+            batches: observations [B, ...], and which of them count [B].
+            ranks: who normalises alike.
         """
         if self.moments is not None:
-            self.moments.update((self.moments.measure(self._numbers(x)) for x in batches), ranks)
+            self.moments.update((self.moments.measure(self._numbers(x), valid_B) for x, valid_B in batches), ranks)
 
     def _numbers(self, observations: Tensor) -> Tensor:
         """The real numbers of observations [B, ...], those of a sample side by side."""

@@ -56,14 +56,14 @@ class RunningMoments(nn.Module):
         self.register_buffer("scale_D", torch.ones(size))
 
     @torch.no_grad()
-    def measure(self, samples_BD: Tensor, valid_B: Tensor | None = None) -> Moments:
-        """The moments of samples, or of those that are `valid_B`: whatever stands in the others does not matter.
+    def measure(self, samples_BD: Tensor, valid_B: Tensor) -> Moments:
+        """The moments of the samples that are `valid_B`: whatever stands in the others does not matter.
 
         A number that is not finite counts as the mean so far: one of them must not spoil all that follow.
         """
         samples_BD = samples_BD.to(torch.float64)
         samples_BD = torch.where(torch.isfinite(samples_BD), samples_BD, self.mean_D)
-        valid_B1 = torch.ones_like(samples_BD[:, :1], dtype=torch.bool) if valid_B is None else valid_B.unsqueeze(1)
+        valid_B1 = valid_B.unsqueeze(1)
         number = valid_B1.sum().to(torch.float64)
         mean_D = torch.where(valid_B1, samples_BD, 0.0).sum(dim=0) / number.clamp_min(1)
         squares_D = torch.where(valid_B1, samples_BD - mean_D, 0.0).square().sum(dim=0)

@@ -93,6 +93,7 @@ class RolloutBuffer:
         """What it remembered before row 0."""
         returned = (self.rewards_TE, self.terminated_TE, self.truncated_TE, self.valid_TE)
         self._returned = [_Mirror.of(x, x) for x in returned]
+        self._truncated = self._returned[2]
         self._frames = [_Mirror.of(x, x[:1]) for x in (self.frames, self.fills)]
         self.forwards: list[Forward] = []
         """The forward passes that acted, with their graphs, if the collector keeps them; the learner takes them."""
@@ -111,6 +112,8 @@ class RolloutBuffer:
         values = (row.rewards, row.terminated, row.truncated, row.valid)
         for mirror, value in zip(self._returned, values, strict=True):
             mirror.array[t, envs] = value
+        if row.lost is not None and t > 0:  # row t tells nothing: the game was cut behind the one before
+            self._truncated.array[t - 1, envs] |= row.lost
         at = self.stack + t
         observations = self._layout.finite(row.observations, row.terminated)
         for mirror, value in zip(self._frames, (observations, row.first), strict=True):

@@ -163,6 +163,25 @@ def test_steps_end_where_the_policy_has_gone_far_enough():
     assert not torch.equal(once, four)
 
 
+@pytest.mark.parametrize(
+    "settings", [{"target_kl": 0.02, "lr": 0.01, "critic_updates": 2}, {"target_kl": 1.0, "lr": 1e15}]
+)
+def test_steps_that_are_made_in_vain_leave_nothing_behind(settings):
+    """On a GPU steps go on behind the one that the policy has gone far enough with, without effect."""
+
+    def updated(breaks_off):
+        model, learn = learner(num_minibatches=2, num_epochs=8, shared=False, **settings)
+        learn._breaks_off = learn.watch._on_host = breaks_off
+        metrics = learn.update(acted(learn, model), 0.0)
+        assert learn.watch.report() is None
+        return torch.cat([p.detach().flatten() for p in model.parameters()]), metrics
+
+    (found, told), (expected, right) = updated(False), updated(True)
+    explained = METRICS.index("explained_variance")  # of values that are made in vain as well
+    told[explained] = right[explained] = 0.0
+    assert torch.equal(found, expected) and torch.equal(told, right)
+
+
 def test_what_no_step_was_made_of_is_in_no_mean():
     """Of two minibatches the second is left out: the means are those of a rollout of the first alone."""
     first, metrics = after_steps(num_minibatches=2, target_kl=1e-12)
@@ -219,10 +238,12 @@ def test_observations_count_only_once_the_update_is_made():
     model, learn = learner(samples=7, normalize_observations=True)
     plain, learn_plain = learner(samples=7)
     buffer = rollout()
+    buffer.terminated_TE[1, 2] = True
+    buffer.valid_TE[2, 2] = False
     metrics, expected = learn.update(buffer, 0.0), learn_plain.update(buffer, 0.0)
     torch.testing.assert_close(metrics, expected)  # before the first update mean and variance are 0 and 1
-    seen = buffer.observations(slice(0, T), slice(0, E)).double()
-    assert model.moments.count == T * E
+    seen = buffer.observations(slice(0, T), slice(0, E)).double()[buffer.valid_TE.flatten()]
+    assert model.moments.count == len(seen) < T * E
     torch.testing.assert_close(model.moments.mean_D, seen.mean(dim=0))
     torch.testing.assert_close(model.moments.variance_D, seen.var(dim=0, correction=0))
 

@@ -24,6 +24,8 @@ NESTED = spec_of(
     env_id="test",
 )
 
+YES = torch.ones((), dtype=torch.bool)
+
 
 def rollout(spec=NUMBERS):
     buffer = RolloutBuffer(T, E, spec, CPU)
@@ -42,7 +44,7 @@ def watch(request):
 def updated(watch, buffer, *numbers):
     """Whether an optimizer step on `buffer` would have been applied, and what is told of it."""
     watch.examine(buffer)
-    allowed = bool(watch.allows(*(numbers or [torch.zeros(3)])))
+    allowed = bool(watch.allows(YES, *(numbers or [torch.zeros(3)])))
     watch.conclude()
     return allowed, watch.report()
 
@@ -109,7 +111,7 @@ def test_the_first_since_the_last_report_is_told_and_all_are_counted(watch):
         if row is not None:
             buffer.rewards_TE[row] = math.nan
         watch.examine(buffer)
-        assert bool(watch.allows(torch.zeros(1))) == (row is None)
+        assert bool(watch.allows(YES, torch.zeros(1))) == (row is None)
         watch.conclude()
     assert watch.report() == (2, "reward", 3, 0, 3, 2)
     assert watch.report() is None
@@ -117,9 +119,9 @@ def test_the_first_since_the_last_report_is_told_and_all_are_counted(watch):
 
 def test_all_steps_of_an_update_behind_a_fault_are_left_out(watch):
     watch.examine(rollout())
-    assert watch.allows(torch.zeros(1))
-    assert not watch.allows(torch.full((), math.nan))
-    assert not watch.allows(torch.zeros(1))
+    assert watch.allows(YES, torch.zeros(1))
+    assert not watch.allows(YES, torch.full((), math.nan))
+    assert not watch.allows(YES, torch.zeros(1))
     watch.conclude()
     assert watch.report().skipped == 1
 
@@ -130,7 +132,7 @@ def test_frozen_behind_the_first_fault(watch):
     buffer.rewards_TE[0, 0] = math.nan
     for faulty in (True, False, False):
         watch.examine(buffer if faulty else rollout())
-        assert not watch.allows(torch.zeros(1))
+        assert not watch.allows(YES, torch.zeros(1))
         watch.conclude()
     assert watch.report().update == 1
     assert not updated(watch, rollout())[0], "reported, it is not forgotten"
@@ -191,3 +193,13 @@ def test_a_first_step_that_is_not_allowed_is_not_made():
         p.grad = torch.full_like(p, math.nan)
     step_where(optimizer, torch.tensor(False))
     assert all(torch.equal(before[name], x) for name, x in model.state_dict().items())
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+def test_numbers_of_a_step_that_is_not_wanted_do_not_matter(on_host):
+    watch = NumberWatch(torch.device("cpu"), freeze=True)
+    watch._on_host = on_host
+    watch.examine(rollout())
+    assert not watch.allows(~YES, torch.full((), math.nan)) and watch.allows(YES, torch.zeros(1))
+    watch.conclude()
+    assert watch.report() is None

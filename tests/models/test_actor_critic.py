@@ -98,7 +98,7 @@ def test_real_numbers_are_normalised_and_images_are_not():
     a, b = rng.normal((5, -100), (3, 0.1), (500, 2)), rng.normal(1e4, 1, 500)
     by_name = {"pixels": pixels, "a": a, "b": b}
     packed = torch.from_numpy(spec.layout.pack([by_name[leaf.path[0]] for leaf in spec.leaves]))
-    network.update_moments([packed])
+    network.update_moments([(packed, torch.ones(len(packed), dtype=torch.bool))])
     seen, _ = network._observe(packed)
     found = {leaf.path[0]: x for leaf, x in zip(spec.leaves, seen, strict=True)}
     assert np.array_equal(found["pixels"], pixels)
@@ -112,7 +112,7 @@ def test_real_numbers_are_normalised_and_images_are_not():
 
 def test_what_lies_far_out_is_cut():
     network = ActorCritic(env_spec((1,), "float32"), TrainConfig(normalize_observations=True))
-    network.update_moments([torch.randn(1000, 1)])
+    network.update_moments([(torch.randn(1000, 1), torch.ones(1000, dtype=torch.bool))])
     far = torch.tensor([[1e30], [-1e30]])
     assert [x.tolist() for x in network._observe(far)[0]] == [[[10.0], [-10.0]]]
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fasta2c.envs.base import Row
+from fasta2c.learning.advantages import gae
 from fasta2c.rollout.buffer import RolloutBuffer
 
 CPU = torch.device("cpu")
@@ -64,6 +65,25 @@ def test_rows_of_some_environments_leave_the_others_alone():
     assert buffer.terminated_TE.tolist() == buffer.valid_TE.tolist() == [[False] * 3, [False, True, False]]
     assert buffer.truncated_TE.tolist() == [[False] * 3, [False, False, True]]
     assert buffer.observations(slice(2, 3), slice(0, 3)).tolist() == [[0], [7], [8]]
+
+
+@pytest.mark.parametrize("gae_lambda", [0.0, 0.9, 1.0])
+def test_a_game_that_is_lost_was_cut_behind_the_row_before(gae_lambda):
+    """Row 2 of environment 0 fails: row 1 bootstraps from the value of what was seen last, and from nothing else."""
+    buffer = RolloutBuffer(4, 2, env_spec((1,), "float32", stack=1, actions=2), CPU)
+    none, ones = np.zeros(2, np.bool_), np.ones(2, np.float32)
+    for t in range(4):
+        lost = np.array([t == 2, False])
+        buffer.store(
+            t, ALL, Row(ones.reshape(2, 1), ones, none, lost, ~lost, none, ones, none, lost if t == 2 else None)
+        )
+    buffer.upload()
+    buffer.values_T1E.copy_(torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0]]).T.expand(5, 2))
+    buffer.rewards_TE[2, 0] = buffer.values_T1E[3, 0] = torch.nan
+    ends = buffer.terminated_TE, buffer.truncated_TE
+    advantages, _ = gae(buffer.rewards_TE, buffer.values_T1E, *ends, gamma=0.5, gae_lambda=gae_lambda)
+    assert advantages[1, 0] == 1.0 + 0.5 * 3.0 - 2.0
+    assert buffer.truncated_TE.tolist() == [[False, False], [True, False], [True, False], [False, False]]
 
 
 def test_vectors_are_not_copied():
