@@ -11,7 +11,7 @@ from fasta2c.config import TrainConfig, to_plain
 from fasta2c.distributed import Ranks
 from fasta2c.envs.episodes import Game
 from fasta2c.errors import UserError
-from fasta2c.rollout.collector import Happened
+from fasta2c.rollout.collector import RolloutCounts
 from fasta2c.run.provenance import versions
 
 
@@ -68,7 +68,7 @@ class Agreement:
         """Environments of all ranks that failed and were made anew in this session."""
         return self._restarts() if self._ranks.count == 1 else self._restarts_told
 
-    def tell(self, here: Happened) -> Callable[[], list[Happened]]:
+    def exchange(self, here: RolloutCounts) -> Callable[[], list[RolloutCounts]]:
         """Tell what happened here in a rollout, without waiting.
 
         Returns:
@@ -81,13 +81,13 @@ class Agreement:
         games = [game._replace(env=self._first_env + game.env) for game in here.games]
         hear = self._ranks.exchange(numbers, games, width=len(Game._fields))
 
-        def settle() -> list[Happened]:
+        def settle() -> list[RolloutCounts]:
             heard = hear()
             signals, stops, saves, restarts = zip(*(told[:4] for told, _ in heard), strict=True)
             self._agreed = Wishes(int(max(signals)), any(stops), any(saves))
             self._restarts_told = int(sum(restarts))
             return [
-                Happened(
+                RolloutCounts(
                     int(steps), [Game(int(env), score, int(length)) for env, score, length in rows], *map(int, lost)
                 )
                 for (_, _, _, _, steps, *lost), rows in heard

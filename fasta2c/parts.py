@@ -24,14 +24,14 @@ from fasta2c.models.actor_critic import ActorCritic
 from fasta2c.models.encoders import is_convolutional
 from fasta2c.policy import build_model
 from fasta2c.rollout.buffer import RolloutBuffer
-from fasta2c.rollout.collector import Collector, Tell
+from fasta2c.rollout.collector import Collector, Exchange
 from fasta2c.rollout.reuse import decide
 from fasta2c.timing import PhaseTimer
 
 
 @dataclass(frozen=True)
 class Parts:
-    """One run's moving parts; `learner.update(collector.collect(), progress)` is the whole of its loop."""
+    """One run's moving parts; `learner.update(collector.collect(), progress)` is the heart of its loop."""
 
     envs: Sequence[HostEnvs | TorchEnvs]
     """In groups that take turns."""
@@ -103,7 +103,7 @@ def assemble(
     device: torch.device,
     *,
     ranks: Ranks = ALONE,
-    tell: Tell | None = None,
+    exchange: Exchange | None = None,
 ) -> Parts:
     """The parts of a run of `config` (its preset filled in) over groups of `envs`, fresh parameters on `device`.
 
@@ -123,10 +123,10 @@ def assemble(
     timer = PhaseTimer()
     compiled = partial(accel.maybe_compile, enabled=config.compile)
     forward = compiled(model)
-    samples = accel.micro_batch(config.micro_batch, device, convolutional=model.convolutional)
-    share = config.num_steps * num_envs // num_minibatches
+    micro_batch = accel.micro_batch(config.micro_batch, device, convolutional=model.convolutional)
+    minibatch = config.num_steps * num_envs // num_minibatches
     at_least = config.num_steps if model.memory is not None else 1  # through which a network with memory is unrolled
-    needs = memory.needs(model, spec, num_envs, config.num_steps, samples=max(min(samples, share), at_least))
+    needs = memory.needs(model, spec, num_envs, config.num_steps, samples=max(min(micro_batch, minibatch), at_least))
     memory.check(needs)
     unroll = compiled(model.unroll) if model.memory is not None else None
     buffer = RolloutBuffer(config.num_steps, num_envs, spec, device, state_size=model.state_size)
@@ -134,42 +134,42 @@ def assemble(
         config.reuse_forward,
         model,
         buffer,
-        samples=samples,
+        micro_batch=micro_batch,
         budget=accel.graph_budget(device),
         num_minibatches=num_minibatches,
         num_epochs=config.num_epochs,
     )
     # The graph that autograd keeps is made by the calls themselves, which a recording would not make again.
     graphs = Graphs(device, enabled=not reuse.keep, generators=[generator])
-    apart = (compiled(model.policy), compiled(model.values)) if reuse.critic else None
+    policy_and_values = (compiled(model.policy), compiled(model.values)) if reuse.critic else None
     collector = Collector(
         envs,
         forward,
         model.distribution,
         buffer,
         generator=generator,
-        samples=samples,
+        micro_batch=micro_batch,
         timer=timer,
         graphs=graphs,
-        policy=apart[0] if apart else None,
+        policy=policy_and_values[0] if policy_and_values else None,
         unroll=unroll,
         sde_interval=config.sde_interval,
         keep_log_probs=num_minibatches * config.num_epochs > 1,
         keep_graph=reuse.keep,
-        tell=tell,
+        exchange=exchange,
     )
-    at_once = max(group.num_envs for group in envs) if reuse.keep else min(samples, share)
+    at_once = max(group.num_envs for group in envs) if reuse.keep else min(micro_batch, minibatch)
     threads = accel.update_threads(at_once, convolutional=model.convolutional)
     learner = Learner(
         model,
         optimizer,
         config,
         forward=forward,
-        samples=samples,
+        micro_batch=micro_batch,
         threads=threads,
         graphs=graphs,
         num_minibatches=num_minibatches,
-        apart=apart,
+        policy_and_values=policy_and_values,
         unroll=unroll,
         keep_graph=reuse.later,
         reward_scaler=RewardScaler(num_envs, config.gamma, ranks).to(device) if config.normalize_rewards else None,

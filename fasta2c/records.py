@@ -46,7 +46,7 @@ class TrainResult:
     time_report: TimeReport | None
     """Where the time went; None after a single update."""
     best_return: float | None
-    """The highest mean over 100 games seen; what best.pt holds."""
+    """The highest mean over 100 games seen at a row of metrics.csv, or of fewer where no 100 have ended: best.pt's."""
 
 
 class Standing(NamedTuple):
@@ -102,7 +102,7 @@ class Records:
         self._tally = Tally(device)
         self._logged = {"update": 0, "env_steps": 0, "wall_seconds": 0.0}
         self.best_return: float | None = None
-        """The highest mean over 100 games; what best.pt holds."""
+        """As `TrainResult` has it."""
         self.eval_return: float | None = None
         """Of an evaluation since the last row."""
         self.saved_at = time.monotonic()

@@ -34,7 +34,8 @@ from fasta2c.sideshow import Sideshow
 
 # With --on-nan skip, so many updates in a row without one that could be applied end the run.
 SKIPS_IN_A_ROW = 10
-# Of several ranks, one that hears of no signal for so long is taken to wait for another that has gone.
+# With several ranks, how long a signal may wait for Python: a process that takes longer is taken to be stuck, waiting
+# on its GPU for a rank that has gone, and ended.
 HEARING_SECONDS = 10.0
 
 
@@ -69,7 +70,7 @@ class Trainer:
             self._resources = resources.pop_all()
 
     def _build(self, config: TrainConfig, resume: Path | None, job: str | None, resources: ExitStack) -> None:
-        """Put everything together; what has to be closed goes into `resources`. Files come last."""
+        """Put everything together; what has to be closed goes into `resources`. New files come last."""
         ranks = self.ranks
         state: dict[str, Any] | None = None
         if resume is not None:
@@ -100,7 +101,7 @@ class Trainer:
             ranks, self._wishes, lambda: sum(group.restarts for group in envs), first_env=self._first_env
         )
         with self._watchdog(envs, lambda: 0.0):  # they are reset
-            self.parts = assemble(config, envs, self.device, ranks=ranks, tell=self._agreement.tell)
+            self.parts = assemble(config, envs, self.device, ranks=ranks, exchange=self._agreement.exchange)
         resources.callback(self.parts.graphs.release)
         self.collector, self.learner, self.timer = self.parts.collector, self.parts.learner, self.parts.timer
 
@@ -225,7 +226,7 @@ class Trainer:
             rollout = collector.collect()
             with timer("update"):
                 metrics = self.learner.update(rollout, fraction)
-                collector.settle()
+                collector.settle()  # from here games and env steps count, which ranks have told each other meanwhile
                 self._take(metrics)
             if self.update == warm_update:
                 self.clock.end_warm_up(update=self.update, env_steps=self.env_steps)

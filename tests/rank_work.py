@@ -177,7 +177,12 @@ def rollout(columns: list[int], num_envs: int, num_steps: int, state_size: int, 
 
 
 def learner_of(
-    model: ActorCritic, config: TrainConfig, ranks: Ranks, *, samples: int, reward_scaler: RewardScaler | None = None
+    model: ActorCritic,
+    config: TrainConfig,
+    ranks: Ranks,
+    *,
+    micro_batch: int,
+    reward_scaler: RewardScaler | None = None,
 ) -> Learner:
     """Learns `model` as one of `ranks`."""
     return Learner(
@@ -185,7 +190,7 @@ def learner_of(
         build_optimizer(model, config),
         config,
         forward=model,
-        samples=samples,
+        micro_batch=micro_batch,
         threads=1,
         graphs=Graphs(CPU),
         num_minibatches=config.num_minibatches,
@@ -205,7 +210,7 @@ def gradients(
     model = Exact(SPEC, config).to(dtype)
     own, num_envs = columns[ranks.rank], sum(map(len, columns))
     scaler = RewardScaler(len(own), config.gamma, ranks).to(dtype) if config.normalize_rewards else None
-    learner = learner_of(model, config, ranks, samples=2 * num_steps, reward_scaler=scaler)
+    learner = learner_of(model, config, ranks, micro_batch=2 * num_steps, reward_scaler=scaler)
     for seed in range(2):
         buffer = rollout(own, num_envs, num_steps, model.state_size, dtype, seed)
         metrics = learner.update(buffer, 0.0)
@@ -225,7 +230,7 @@ def bad_number(ranks: Ranks, where: str, clip: float) -> dict[str, Any]:
     torch.manual_seed(3)
     model = ActorCritic(SPEC, config)
     before = [p.detach().clone() for p in model.parameters()]
-    learner = learner_of(model, config, ranks, samples=64)
+    learner = learner_of(model, config, ranks, micro_batch=64)
     buffer = rollout([2 * ranks.rank, 2 * ranks.rank + 1], 4, 6, 0, torch.float32, 0)
     if ranks.rank == 1:
         buffer.valid_TE[:, 1] = True

@@ -57,7 +57,7 @@ def test_an_update_is_the_same_as_on_the_cpu(spec, optimizer, monkeypatch):
         graphs = Graphs(device, enabled=False)
         optimizer = build_optimizer(model, config)
         learner = Learner(
-            model, optimizer, config, forward=model, samples=16, threads=1, graphs=graphs, num_minibatches=1
+            model, optimizer, config, forward=model, micro_batch=16, threads=1, graphs=graphs, num_minibatches=1
         )
         metrics.append(learner.update(rollout(device, spec), 0.0).cpu())
         after.append(torch.cat([p.detach().cpu().flatten() for p in model.parameters()]))
@@ -189,7 +189,7 @@ def test_updates_are_refused_inside_a_recording_from_the_first_on(optimizer, on_
     config = TrainConfig(optimizer=optimizer, on_nan=on_nan)
     model = ActorCritic(spec, config).to(CUDA)
     built, graphs = build_optimizer(model, config), Graphs(CUDA)
-    learner = Learner(model, built, config, forward=model, samples=16, threads=1, graphs=graphs, num_minibatches=1)
+    learner = Learner(model, built, config, forward=model, micro_batch=16, threads=1, graphs=graphs, num_minibatches=1)
     buffer = rollout(CUDA, spec)
     buffer.valid_TE.fill_(True)
     before = {name: x.clone() for name, x in model.state_dict().items()}

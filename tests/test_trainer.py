@@ -423,7 +423,7 @@ def frail_config(tmp_path, mode, how, **changed):
 def test_an_environment_that_fails_ends_the_run_its_checkpoint_whole(tmp_path, frail, mode, how):
     with pytest.raises(RunError, match="has not answered" if how == "hang" else "broken|was ended with exit code 1"):
         train(frail_config(tmp_path, mode, how))
-    assert load(tmp_path / "run")["update"] == 20  # of 8 rows, a tenth of them dummies
+    assert load(tmp_path / "run")["update"] == 20  # of 8 rows, a tenth of them resets
     assert not multiprocessing.active_children()
 
 

@@ -16,10 +16,10 @@ from fasta2c.spaces import EnvSpec
 
 
 class Row(NamedTuple):
-    """What happened after one batch of actions, on the host. Row t is a dummy where row t-1 was done.
+    """What happened after one batch of actions, on the host. Row t is a reset row where row t-1 was done.
 
-    The environment behind a dummy row ignored its action and returned the first observation of its next episode;
-    nothing of a dummy row may reach the loss, the statistics or a step count.
+    The environment behind a reset row ignored its action and returned the first observation of its next episode;
+    nothing of a reset row may reach the loss, the statistics or a step count.
     """
 
     observations: NDArray[Any]
@@ -31,15 +31,15 @@ class Row(NamedTuple):
     truncated: NDArray[np.bool_]
     """[E] the episode was cut: the value of `observations` stands for what would have followed."""
     valid: NDArray[np.bool_]
-    """[E] not a dummy."""
-    first: NDArray[np.bool_]
+    """[E] no reset row."""
+    opens: NDArray[np.bool_]
     """[E] `observations` opens a game: a frame stack is filled with it."""
     scores: NDArray[np.float32]
     """[E] the game's own reward, never clipped."""
     game_over: NDArray[np.bool_]
     """[E] the real game ended or was cut here (a lost life is not the end of a game)."""
     lost: NDArray[np.bool_] | None = None
-    """[E] the environment failed and the game is lost: not valid, cut, no dummy though; None where that has none."""
+    """[E] the environment failed and the game is lost: not valid, cut, yet no reset row; None where none failed."""
 
 
 class HostEnvs(Protocol):

@@ -24,7 +24,7 @@ class Game(NamedTuple):
 class EpisodeStatistics:
     """Sums unclipped scores over real games; keeps the last `window` finished ones.
 
-    A game ends where `game_over` says so (not at a life), and dummy rows count for nothing. Those under way are of this
+    A game ends where `game_over` says so (not at a life), and reset rows count for nothing. Those under way are of this
     process's environments, those that have ended of all ranks'.
 
     Args:

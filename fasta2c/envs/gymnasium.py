@@ -121,7 +121,7 @@ class GymnasiumEnvs(HostEnvs):
             terminated=terminated,
             truncated=truncated,
             valid=~self._previous_done & ~lost,
-            first=self._previous_done & ~lost,
+            opens=self._previous_done & ~lost,
             scores=paid,
             game_over=done & ~lost,
             lost=lost if lost.any() else None,

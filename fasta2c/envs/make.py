@@ -144,8 +144,8 @@ class VectorEnvs:
             raise RuntimeError("reset() must be called before the first step.")
         row: Any = self._envs.step(actions if self._envs.on_device else actions.cpu().numpy())  # type: ignore[arg-type]
         self.rows += 1
-        observations = self._push(row.observations, row.first)
-        infos = {"valid": row.valid, "score": row.scores, "game_over": row.game_over, "opens": row.first}
+        observations = self._push(row.observations, row.opens)
+        infos = {"valid": row.valid, "score": row.scores, "game_over": row.game_over, "opens": row.opens}
         return (
             observations,
             self._tensor(row.rewards),

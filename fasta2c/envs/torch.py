@@ -44,7 +44,7 @@ class TensorRow(NamedTuple):
     terminated: Tensor
     truncated: Tensor
     valid: Tensor
-    first: Tensor
+    opens: Tensor
     scores: Tensor
     game_over: Tensor
 

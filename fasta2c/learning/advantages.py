@@ -1,4 +1,4 @@
-"""Generalised advantage estimation over T x E tensors, vectorised over environments.
+"""Advantages over T x E tensors, vectorised over environments: GAE, V-trace, and their standardisation.
 
 Shapes: T rows, E environments; `TE` in a name is [T, E], `T1E` is [T + 1, E].
 """
@@ -40,7 +40,7 @@ def gae(
 
     A terminated row has no future; a truncated one bootstraps from `values[t + 1]`, the value of its true last
     observation; terminated wins where both are set. Neither lets anything of later rows through, so what stands in
-    the dummy row behind a done (and in its value, after a termination) does not matter, NaN included.
+    the reset row behind a done (and in its value, after a termination) does not matter, NaN included.
 
     Args:
         rewards: [T, E].
@@ -51,7 +51,7 @@ def gae(
         gae_lambda: 1 for n-step returns, 0 for one-step TD errors.
 
     Returns:
-        advantages and returns (advantages + values), [T, E] each, in the dtype of `values`. A dummy row's mean nothing.
+        advantages and returns (advantages + values), [T, E] each, in the dtype of `values`. A reset row's mean nothing.
     """
     return _scan(rewards, values, terminated, truncated, None, gamma, gae_lambda)
 
@@ -77,7 +77,7 @@ def vtrace(
         ratios: [T, E] probability of each action by the policy that learns over that by the one that acted.
 
     Returns:
-        advantages, weighted, and value targets (advantages + values), [T, E] each. A dummy row's mean nothing.
+        advantages, weighted, and value targets (advantages + values), [T, E] each. A reset row's mean nothing.
     """
     return _scan(rewards, values, terminated, truncated, ratios.clamp(max=1.0), gamma, gae_lambda)
 

@@ -39,12 +39,12 @@ class Learner:
         optimizer: moves its parameters.
         config: coefficients, schedules and how advantages are computed.
         forward: the model's forward pass, compiled or not.
-        samples: samples whose gradient is computed at once; gradients of one optimizer step add up.
+        micro_batch: samples whose gradient is computed at once; gradients of one optimizer step add up.
         threads: torch's, on a CPU, while it updates.
         graphs: record the update on a GPU.
         num_minibatches: optimizer steps of an epoch, each on as large a share of the environments.
-        apart: observations to action distributions, and to values, if rollouts come without values: the learner then
-            makes these, many rows at once, and differentiates the very ones that advantages are made of.
+        policy_and_values: observations to action distributions, and to values, if rollouts come without values: the
+            learner then makes these, many rows at once, and differentiates the very ones that advantages are made of.
         keep_graph: keep the graphs of forward passes that V-trace needs complete; else they are made twice.
         unroll: what a network with memory is called by instead of `forward`: backpropagation goes through all rows.
         reward_scaler: of the rewards that are learnt from, if they are to be scaled.
@@ -58,11 +58,11 @@ class Learner:
         config: TrainConfig,
         *,
         forward: torch.nn.Module,
-        samples: int,
+        micro_batch: int,
         threads: int,
         graphs: Graphs,
         num_minibatches: int,
-        apart: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None,
+        policy_and_values: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None,
         unroll: Unroll | None = None,
         keep_graph: bool = True,
         reward_scaler: RewardScaler | None = None,
@@ -72,10 +72,10 @@ class Learner:
         self._optimizer = optimizer
         self._config = config
         self._forward = forward
-        self._samples = samples
+        self._micro_batch = micro_batch
         self._threads = threads
         self._graphs = graphs
-        self._apart = apart
+        self._policy_and_values = policy_and_values
         self._unroll = unroll
         self._keep_graph = keep_graph
         self.reward_scaler = reward_scaler
@@ -114,11 +114,14 @@ class Learner:
         learnt_TE = torch.zeros_like(rollout.valid_TE)
         totals = torch.zeros(6, device=returns_TE.device)
         wanted = torch.ones((), dtype=torch.bool, device=returns_TE.device)
-        shares = list(rollout.shares(self._num_minibatches))
-        counts = self._count(rollout, shares)
-        for number, (envs, count) in enumerate([*zip(shares, counts, strict=True)] * self._config.num_epochs):
+        minibatches = list(rollout.minibatches(self._num_minibatches))
+        counts = self._count(rollout, minibatches)
+        for number, (envs, count) in enumerate([*zip(minibatches, counts, strict=True)] * self._config.num_epochs):
             # The first step is that of the policy that acted; what follows learns from another's actions.
-            forwards, ratios_TE = (self._forwards(rollout, envs), None) if number == 0 else self._anew(rollout, envs)
+            if number == 0:
+                forwards, ratios_TE = self._forwards(rollout, envs), None
+            else:
+                forwards, ratios_TE = self._recomputed(rollout, envs)
             estimate = self._estimator(rollout, rewards_TE, envs, ratios_TE)
             advantages_TE[:, envs], returns_TE[:, envs] = self._advantages(rollout, envs, estimate)
             if targets_TE is not returns_TE:
@@ -136,16 +139,16 @@ class Learner:
             learnt_TE[:, envs] |= rollout.valid_TE[:, envs] & wanted
         self.watch.conclude()
         if self._model.moments is not None:  # only now: within an update all is normalised alike
-            chunks = rollout.chunks(self._samples)
+            chunks = rollout.chunks(self._micro_batch)
             seen = ((rollout.observations(*chunk), rollout.valid_TE[chunk].flatten()) for chunk in chunks)
             self._model.update_moments(seen, self._ranks)
         means = totals[:3] / totals[3].clamp_min(1)
         explained = explained_variance(rollout.values_T1E[:-1], returns_TE, learnt_TE, self._ranks)
         return torch.cat([means, torch.stack([explained, totals[4] / totals[5]])])
 
-    def _count(self, rollout: RolloutBuffer, shares: list[slice]) -> Tensor:
+    def _count(self, rollout: RolloutBuffer, minibatches: list[slice]) -> Tensor:
         """All ranks' valid rows in each share [minibatches], at least 1; with it they tell if numbers are bad."""
-        own = [rollout.valid_TE[:, envs].sum() for envs in shares]
+        own = [rollout.valid_TE[:, envs].sum() for envs in minibatches]
         *counts, bad = self._ranks.sum(torch.stack([*own, self.watch.bad.long()]))
         if self._ranks.count > 1:
             self.watch.hear(bad > 0)
@@ -220,7 +223,7 @@ class Learner:
 
         Its targets are made of its values as they are by now; what the rollout holds stays what the policy learnt from.
         """
-        valid_TE, chunks = rollout.valid_TE, list(rollout.chunks(self._samples, envs))
+        valid_TE, chunks = rollout.valid_TE, list(rollout.chunks(self._micro_batch, envs))
         total = torch.zeros(1, device=wanted.device)
         values_T1E, targets_TE = torch.empty_like(rollout.values_T1E), torch.empty_like(rollout.rewards_TE)
         with torch.no_grad():
@@ -251,31 +254,31 @@ class Learner:
         """The model's outputs for `envs`, made when asked for; the values are those it acted by, complete on return."""
         if rollout.forwards:
             return _popped(rollout.forwards)
-        chunks = list(rollout.chunks(self._samples, envs))
-        if self._apart is None:
+        chunks = list(rollout.chunks(self._micro_batch, envs))
+        if self._policy_and_values is None:
             return self._made_when_asked(rollout, chunks)
-        policy, critic = self._apart
+        policy, critic = self._policy_and_values
         values = []
         for chunk in chunks:
             values.append(critic(rollout.observations(*chunk)))
             rollout.values_T1E[chunk] = values[-1].detach().view_as(rollout.values_T1E[chunk])
         last = slice(rollout.num_steps, rollout.num_steps + 1)
         with torch.no_grad():
-            for part in env_slices(envs, self._samples):
+            for part in env_slices(envs, self._micro_batch):
                 rollout.values_T1E[last, part] = critic(rollout.observations(last, part))
         return (
             Forward(chunk, policy(rollout.observations(*chunk)), values_B)
             for chunk, values_B in zip(chunks, values, strict=True)
         )
 
-    def _anew(self, rollout: RolloutBuffer, envs: slice) -> tuple[Iterator[Forward], Tensor]:
+    def _recomputed(self, rollout: RolloutBuffer, envs: slice) -> tuple[Iterator[Forward], Tensor]:
         """The model's outputs for `envs` since it has changed, its values of T + 1 rows written into the rollout.
 
         Returns:
             the outputs, their graphs kept if there is room, and the ratios [T, envs] of the actions' probabilities by
             now to those when they were drawn.
         """
-        chunks = list(rollout.chunks(self._samples, envs))
+        chunks = list(rollout.chunks(self._micro_batch, envs))
         kept, ratios_TE = [], torch.empty_like(rollout.log_probs_TE)
         for chunk in chunks:
             rows, part = chunk

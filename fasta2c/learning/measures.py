@@ -12,9 +12,9 @@ from fasta2c.distributed import ALONE, Ranks
 
 
 def mean_kl(ratios_TE: Tensor, valid_TE: Tensor, ranks: Ranks = ALONE) -> Tensor:
-    """Mean KL divergence over all ranks' valid rows, 0-dimensional, of the policy that acted from one `ratios_TE` as
-    likely.
+    """Mean KL(policy that acted || policy by now) over all ranks' valid rows, 0-dimensional.
 
+    `ratios_TE` are probabilities of the actions by now over those when they were drawn.
     By r - 1 - log r, which is unbiased and never negative (Schulman 2020, "Approximating KL Divergence").
     """
     terms_TE = torch.where(valid_TE, ratios_TE - 1 - ratios_TE.log(), 0.0)

@@ -35,7 +35,7 @@ class RewardScaler(nn.Module):
 
     @torch.no_grad()
     def forward(self, rewards_TE: Tensor, done_TE: Tensor, valid_TE: Tensor) -> Tensor:
-        """Rewards [T, E] as the critic learns them; what stands in rows that are not valid does not matter.
+        """Rewards [T, E] as the learner uses them; what stands in rows that are not valid does not matter.
 
         A reward that is not finite stays so, and counts as 0 for the scale.
         """

@@ -116,7 +116,7 @@ class RolloutBuffer:
             self._truncated.array[t - 1, envs] |= row.lost
         at = self.stack + t
         observations = self._layout.finite(row.observations, row.terminated)
-        for mirror, value in zip(self._frames, (observations, row.first), strict=True):
+        for mirror, value in zip(self._frames, (observations, row.opens), strict=True):
             if mirror.host is None:
                 mirror.array[at, envs] = value
             else:
@@ -128,7 +128,7 @@ class RolloutBuffer:
         for mirror, value in zip(self._returned, (row.rewards, row.terminated, row.truncated, row.valid), strict=True):
             mirror.device[t, envs] = value
         observations = self._layout.finite_tensors(row.observations, row.terminated)
-        for mirror, value in zip(self._frames, (observations, row.first), strict=True):
+        for mirror, value in zip(self._frames, (observations, row.opens), strict=True):
             mirror.device[self.stack + t, envs] = value
 
     def upload(self) -> None:
@@ -174,7 +174,7 @@ class RolloutBuffer:
         for name, tensor in self.carried().items():
             tensor.copy_(carried[name])
 
-    def shares(self, count: int) -> Iterator[slice]:
+    def minibatches(self, count: int) -> Iterator[slice]:
         """`count` shares of the environments, as equal as can be."""
         bounds = [self.num_envs * n // count for n in range(count + 1)]
         return (slice(start, stop) for start, stop in itertools.pairwise(bounds))

@@ -25,7 +25,7 @@ from fasta2c.rollout.buffer import Forward, RolloutBuffer, Unroll, env_slices
 from fasta2c.timing import PhaseTimer
 
 
-class Happened(NamedTuple):
+class RolloutCounts(NamedTuple):
     """What a rollout brought beside its tensors."""
 
     env_steps: int
@@ -38,8 +38,8 @@ class Happened(NamedTuple):
     """Of these games."""
 
 
-Tell = Callable[[Happened], Callable[[], Sequence[Happened]]]
-"""Tells other ranks, and returns what hears of them."""
+Exchange = Callable[[RolloutCounts], Callable[[], Sequence[RolloutCounts]]]
+"""Begins to send this rank's counts to the others; what it returns waits for everybody's."""
 
 
 class Collector:
@@ -49,12 +49,12 @@ class Collector:
     acted for with the same parameters, and is there when `collect` returns, so that A2C stays synchronous.
 
     Args:
-        groups: the environments, on the host, in the order of the buffer's columns.
+        groups: the environments, on the host or on the device, in the order of the buffer's columns. They are reset.
         model: observations to (action distributions, values).
         distribution: draws actions.
         buffer: the rollout to fill.
         generator: where the actions' randomness comes from, on the buffer's device.
-        samples: the most observations the model is called with at once.
+        micro_batch: the most observations the model is called with at once.
         timer: counts the phases "act", "env" (waiting for environments) and "copy".
         graphs: record the network's part of each row on a GPU.
         policy: observations to action distributions alone, where that is less work: the buffer's values are left to the
@@ -66,8 +66,8 @@ class Collector:
         keep_log_probs: keep the actions' log-probabilities in the buffer, for updates by other parameters than acted.
         keep_graph: act with gradients and keep the graphs in the buffer, for an update that needs no second forward
             pass. The parameters must not change before that update.
-        tell: told what happened here in a rollout; what it returns is called by `settle`, for what happened on every
-            rank. Without it, this is the only one, and `collect` itself counts.
+        exchange: sends what happened here in a rollout; what it returns is called by `settle`, for what happened on
+            every rank. Without it, this is the only one, and `collect` itself counts.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Collector:
         buffer: RolloutBuffer,
         *,
         generator: torch.Generator,
-        samples: int,
+        micro_batch: int,
         timer: PhaseTimer,
         graphs: Graphs,
         policy: Callable[[Tensor], Tensor] | None = None,
@@ -86,7 +86,7 @@ class Collector:
         sde_interval: int = 0,
         keep_log_probs: bool = False,
         keep_graph: bool = False,
-        tell: Tell | None = None,
+        exchange: Exchange | None = None,
     ) -> None:
         self._model = model
         self._policy = policy
@@ -94,12 +94,12 @@ class Collector:
         self._distribution = distribution
         self._buffer = buffer
         self._generator = generator
-        self._samples = samples
+        self._micro_batch = micro_batch
         self._timer = timer
         self._keep_log_probs = keep_log_probs
         self._keep_graph = keep_graph
-        self._tell = tell
-        self._hear: Callable[[], Sequence[Happened]] | None = None
+        self._exchange = exchange
+        self._await_counts: Callable[[], Sequence[RolloutCounts]] | None = None
         taken = distribution.env_actions(buffer.actions_TE[0])
         self._downloads: list[Callable[[Tensor], Any]] = [
             torch.clone if envs.on_device else accel.Download(taken[: envs.num_envs]) for envs in groups
@@ -157,21 +157,21 @@ class Collector:
                 self._count_on_device()
         else:
             buffer.upload()
-        here = Happened(self._steps, self._games, self._lost["games"], self._lost["env_steps"])
+        here = RolloutCounts(self._steps, self._games, self._lost["games"], self._lost["env_steps"])
         self._steps, self._games, self._lost = 0, [], dict.fromkeys(self._lost, 0)
-        if self._tell is None:
+        if self._exchange is None:
             self._count_all([here])
         else:
-            self._hear = self._tell(here)
+            self._await_counts = self._exchange(here)
         return buffer
 
     def settle(self) -> None:
         """Count what happened in the last rollout, on every rank, which was told meanwhile."""
-        if self._hear is not None:
-            self._count_all(self._hear())
-            self._hear = None
+        if self._await_counts is not None:
+            self._count_all(self._await_counts())
+            self._await_counts = None
 
-    def _count_all(self, happened: Sequence[Happened]) -> None:
+    def _count_all(self, happened: Sequence[RolloutCounts]) -> None:
         self.ended = [game for there in happened for game in there.games]
         self.episodes.record(self.ended)
         for there in happened:
@@ -239,7 +239,10 @@ class Collector:
         self._games += self.episodes.update(valid, scores, game_over, columns)
 
     def _count_on_device(self) -> None:
-        """Count a rollout of rows that were never on the host, which the device is waited for."""
+        """Count a rollout of rows that were never on the host, which the device is waited for.
+
+        On the device rewards are the scores, and every end is the game's.
+        """
         buffer = self._buffer
         over_TE = buffer.terminated_TE | buffer.truncated_TE
         told = torch.stack([buffer.valid_TE.float(), buffer.rewards_TE, over_TE.float()]).cpu().numpy()
@@ -259,7 +262,7 @@ class Collector:
         """Keep the values of observation t, if they are made; returns its distributions [G, P], without their graph."""
         buffer = self._buffer
         parts = []
-        for part in env_slices(columns, self._samples):
+        for part in env_slices(columns, self._micro_batch):
             chunk = slice(t, t + 1), part
             observations = buffer.observations(*chunk)
             if keep_graph and buffer.stack == 1:

@@ -38,7 +38,7 @@ def decide(
     model: ActorCritic,
     buffer: RolloutBuffer,
     *,
-    samples: int,
+    micro_batch: int,
     budget: int,
     num_minibatches: int = 1,
     num_epochs: int = 1,
@@ -50,7 +50,7 @@ def decide(
             A critic of its own acts for nobody: unless "off", it runs once, over the rollout, where its graph fits.
         model: the network.
         buffer: the rollout to fill.
-        samples: the most observations the model is called with at once.
+        micro_batch: the most observations the model is called with at once.
         budget: bytes the graphs may take; beyond, they are not kept, whatever is requested.
         num_minibatches: shares of the rollout that have an optimizer step each; behind the first of several, the
             parameters are no longer those that acted.
@@ -63,7 +63,7 @@ def decide(
             "a network with memory is unrolled by the update, and its graph is not kept." if requested == "on" else None
         )
         return Reuse(False, note=note)
-    needed = graph_bytes(model, buffer, samples)
+    needed = graph_bytes(model, buffer, micro_batch)
     if num_minibatches * num_epochs > 1:
         note = "only an update of one optimizer step can keep the graph that acted." if requested == "on" else None
         return Reuse(False, later=needed / num_minibatches <= budget, note=note)
@@ -80,19 +80,19 @@ def decide(
     )
 
 
-def graph_bytes(model: ActorCritic, buffer: RolloutBuffer, samples: int) -> int:
+def graph_bytes(model: ActorCritic, buffer: RolloutBuffer, micro_batch: int) -> int:
     """Memory that a whole rollout of `buffer` keeps, measured on two small batches of what it holds.
 
     Args:
         model: observations to outputs with gradients.
         buffer: the rollout.
-        samples: the most observations the model is called with at once.
+        micro_batch: the most observations the model is called with at once.
     """
     sizes = sorted({1, min(8, buffer.num_envs)})
     kept = [_kept_by(model, buffer.observations(slice(0, 1), slice(0, size)).clone()) for size in sizes]
     per_sample = (kept[-1] - kept[0]) / (sizes[-1] - sizes[0]) if len(sizes) > 1 else kept[0]
     per_call = max(kept[0] - per_sample, 0.0)
-    calls = -(-buffer.num_envs // samples)
+    calls = -(-buffer.num_envs // micro_batch)
     return int(buffer.num_steps * (buffer.num_envs * per_sample + calls * per_call))
 
 

@@ -28,7 +28,7 @@ WARM_UP_REPORTS, WARM_UP_TRIALS = 3, 5
 
 
 @contextlib.contextmanager
-def work(folder: Path, about: dict[str, Any]) -> Iterator[str]:
+def join(folder: Path, about: dict[str, Any]) -> Iterator[str]:
     """The name of this process among those at work in `folder`, which is begun where it is new.
 
     Whoever is at work holds a lock on a file of its name, which the system takes from the dead.
@@ -45,12 +45,14 @@ def work(folder: Path, about: dict[str, Any]) -> Iterator[str]:
             before = yaml.safe_load(file.read_text())
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror or error}); choose another folder.") from None
-    changed = [name for name in about if before.get(name) != yaml.safe_load(yaml.safe_dump(about[name]))]
+    changed = [key for key in about if before.get(key) != yaml.safe_load(yaml.safe_dump(about[key]))]
     if changed:
         raise UserError(f"{folder} holds a sweep with another {' and '.join(changed)}; choose a new folder.")
-    with lock(folder / "workers" / name):
-        yield name
-    (folder / "workers" / name).unlink(missing_ok=True)
+    try:
+        with lock(folder / "workers" / name):
+            yield name
+    finally:
+        (folder / "workers" / name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -107,7 +109,7 @@ def next_trial(
 
     while True:
         with lock(folder / ".lock"):
-            _bury(study, folder)
+            _fail_orphans(study, folder)
             known = study.get_trials(deepcopy=False)
             running = [t for t in known if t.state == TrialState.RUNNING]
             done = ended(study)
@@ -126,7 +128,7 @@ def next_trial(
         time.sleep(1.0)
 
 
-def _bury(study: optuna.Study, folder: Path) -> None:
+def _fail_orphans(study: optuna.Study, folder: Path) -> None:
     """Mark what the dead were at as interrupted."""
     from optuna.trial import TrialState
 

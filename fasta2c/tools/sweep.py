@@ -26,7 +26,7 @@ from fasta2c.presets import load_preset
 from fasta2c.run.directory import write_atomically
 from fasta2c.run.progress import Progress
 from fasta2c.tools.plot import plot
-from fasta2c.tools.study import ended, next_trial, open_study, work
+from fasta2c.tools.study import ended, join, next_trial, open_study
 from fasta2c.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def sweep(
     folder = Path(folder)
     about = {"config": _shared(config), "space": dict(space), "seeds": list(seeds), "sampler": sampler}
     with (
-        work(folder, about) as worker,
+        join(folder, about) as worker,
         Progress(trials, description="sweep", unit="settings", quiet=config.quiet) as shown,
     ):
         study = open_study(folder, sampler, prune)

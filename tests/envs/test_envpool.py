@@ -27,20 +27,20 @@ def walk(envs, steps, seed=0):
         yield envs.step(rng.integers(0, envs.action_space.n, envs.num_envs))
 
 
-def test_a_done_is_followed_by_one_dummy_row_that_pays_nothing_and_opens_a_game():
+def test_a_done_is_followed_by_one_reset_row_that_pays_nothing_and_opens_a_game():
     previous_done = np.zeros(8, bool)
-    dummies = 0
+    resets = 0
     for row in walk(make("CartPole-v1", 8), 200):
         assert (row.valid == ~previous_done).all()
         assert (row.rewards[previous_done] == 0).all()
         assert (np.abs(row.observations[previous_done]) <= 0.05).all()  # where CartPole's episodes begin
         assert not (row.terminated | row.truncated)[previous_done].any()
         previous_done = row.terminated | row.truncated
-        dummies += np.count_nonzero(~row.valid)
-    assert dummies > 20
+        resets += np.count_nonzero(~row.valid)
+    assert resets > 20
 
 
-def test_a_dummy_row_ignores_its_action():
+def test_a_reset_row_ignores_its_action():
     def after_reset(action):
         envs = make("CartPole-v1", 1, seed=3)
         done = False
@@ -98,8 +98,8 @@ def test_a_lost_life_does_not_open_a_game():
     after_life = after_game = 0
     lost = over = np.zeros(8, bool)
     for row in walk(envs, 600):
-        assert not row.first[lost].any() and row.first[over].all()
-        assert not row.first[row.valid].any()
+        assert not row.opens[lost].any() and row.opens[over].all()
+        assert not row.opens[row.valid].any()
         after_life += np.count_nonzero(lost)
         after_game += np.count_nonzero(over)
         lost, over = row.terminated & ~row.game_over, row.game_over

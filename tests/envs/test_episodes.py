@@ -16,12 +16,12 @@ def row(scores, *, valid=(1, 1), game_over=(0, 0)):
     return np.array(valid, bool), np.array(scores, np.float32), np.array(game_over, bool)
 
 
-def test_games_are_summed_over_lives_and_dummy_rows_left_out():
+def test_games_are_summed_over_lives_and_reset_rows_left_out():
     statistics = EpisodeStatistics(2)
     assert statistics.mean_return is None
     play(statistics, [1, 10])
     statistics.update(*row([2, 20]))  # a life, say
-    statistics.update(*row([1e6, 30], valid=(0, 1), game_over=(1, 0)))  # a dummy: poisoned
+    statistics.update(*row([1e6, 30], valid=(0, 1), game_over=(1, 0)))  # a reset row: poisoned
     assert play(statistics, [4, 40], game_over=(1, 1)) == [(0, 7.0, 3), (1, 100.0, 4)]
     play(statistics, [8, 80], game_over=(1, 0))
     assert (statistics.count, statistics.mean_return, statistics.mean_length) == (3, 115 / 3, 8 / 3)

@@ -59,7 +59,7 @@ def test_next_step_autoreset():
     assert [r.rewards.tolist() for r in rows] == [[5, 6]] * 3 + [[0, 0], [5, 6]]
     assert [r.terminated[0] for r in rows] == [False, False, True, False, False]
     assert [r.valid[0] for r in rows] == [True, True, True, False, True]
-    assert [r.first[0] for r in rows] == [False, False, False, True, False]
+    assert [r.opens[0] for r in rows] == [False, False, False, True, False]
     assert [r.game_over[0] for r in rows] == [False, False, True, False, False]
     assert rows[0].observations.dtype == np.float32 and rows[0].rewards.dtype == np.float32
 
@@ -274,7 +274,7 @@ def test_an_environment_that_fails_is_made_anew_if_asked(failing, mode, how, tol
     assert [row.lost is not None and row.lost.tolist() for row in rows] == [
         n == 2 and [False, True, False] for n in range(6)
     ]
-    assert [row.first.tolist() for row in rows] == [[False, n == 3, False] for n in range(6)]
+    assert [row.opens.tolist() for row in rows] == [[False, n == 3, False] for n in range(6)]
     assert [row.rewards.tolist() for row in rows] == [[5, 0 if n in (2, 3) else 5, 5] for n in range(6)]
     assert not any(row.terminated.any() for row in rows)
     assert envs.restarts == 1

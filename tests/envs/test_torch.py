@@ -82,7 +82,7 @@ def test_rows_keep_the_contract():
     assert [row.terminated.tolist() for row in rows[:3]] == [[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0]]
     assert [row.truncated.tolist() for row in rows[:3]] == [[0] * 4, [0] * 4, [0, 0, 0, 1]]
     assert [row.valid.tolist() for row in rows[:4]] == [[1] * 4, [0, 1, 1, 1], [1, 0, 1, 1], [0, 1, 0, 0]]
-    assert all(torch.equal(row.first, ~row.valid) and torch.equal(row.scores, row.rewards) for row in rows)
+    assert all(torch.equal(row.opens, ~row.valid) and torch.equal(row.scores, row.rewards) for row in rows)
     steps, parity = (envs.spec.layout.unpack(rows[0].observations)[i] for i in (1, 0))
     assert (steps.tolist(), steps.dtype) == ([[1.0]] * 4, torch.float32)
     assert parity.tolist() == [1] * 4

@@ -1,4 +1,4 @@
-"""GAE against hand-computed cases, an independent float64 reference, properties, and poisoned dummy rows."""
+"""GAE against hand-computed cases, an independent float64 reference, properties, and poisoned reset rows."""
 
 import math
 
@@ -79,8 +79,8 @@ def test_lambda_one_is_the_n_step_return():
 
 
 @pytest.mark.parametrize("poison", [math.nan, 1e6, -1e6, math.inf])
-def test_a_dummy_row_reaches_no_other_row(poison):
-    """Row 1 ends the episode, so row 2 is a dummy: its reward, and its value after a termination, do not matter."""
+def test_a_reset_row_reaches_no_other_row(poison):
+    """Row 1 ends the episode, so row 2 is a reset row: its reward, and its value after a termination, do not matter."""
     rewards, values = column(1.0, 2.0, 3.0, 4.0), column(5.0, 6.0, 7.0, 8.0, 9.0)
     ended, none = column(0, 1, 0, 0).bool(), column(0, 0, 0, 0).bool()
     for terminated, truncated in ((ended, none), (none, ended)):
@@ -135,7 +135,7 @@ def test_vtrace_on_policy_is_gae_bit_for_bit():
 
 
 @pytest.mark.parametrize("poison", [math.nan, 1e6, math.inf])
-def test_a_dummy_row_reaches_no_other_row_by_vtrace(poison):
+def test_a_reset_row_reaches_no_other_row_by_vtrace(poison):
     rewards, values = column(1.0, 2.0, 3.0, 4.0), column(5.0, 6.0, 7.0, 8.0, 9.0)
     ended, none, ratios = column(0, 1, 0, 0).bool(), column(0, 0, 0, 0).bool(), column(0.5, 0.7, 0.9, 2.0)
     for terminated, truncated in ((ended, none), (none, ended)):

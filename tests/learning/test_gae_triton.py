@@ -67,7 +67,7 @@ def test_vtrace_of_any_size_agrees_with_the_float64_scan(T, E, seed, gae_lambda,
 @pytest.mark.parametrize("poison", [math.nan, math.inf, 1e30])
 @pytest.mark.parametrize("end", [10, 20])  # inside a tile of 16 rows, counted from row 36; and between two
 @pytest.mark.parametrize("weighted", [False, True])
-def test_a_poisoned_dummy_row_reaches_no_other(poison, end, weighted):
+def test_a_poisoned_reset_row_reaches_no_other(poison, end, weighted):
     arguments = (*case(37, 5, ends=0.0), *([ratios(37, 5)] if weighted else []))
     rewards, values, terminated = arguments[:3]
     terminated[end, 2] = True

@@ -1,4 +1,4 @@
-"""One update: micro-batches add up, dummy rows do not matter, the clip comes before the step."""
+"""One update: micro-batches add up, reset rows do not matter, the clip comes before the step."""
 
 import math
 
@@ -31,7 +31,7 @@ def rollout(seed=0):
     return buffer
 
 
-def learner(samples=1024, keep_graph=True, **config):
+def learner(micro_batch=1024, keep_graph=True, **config):
     settings = TrainConfig(**{"lr": 0.05, "optimizer": "rmsprop", **config})
     torch.manual_seed(1)
     model = ActorCritic(SPEC, settings)
@@ -43,7 +43,7 @@ def learner(samples=1024, keep_graph=True, **config):
         optimizer,
         settings,
         forward=model,
-        samples=samples,
+        micro_batch=micro_batch,
         threads=1,
         graphs=graphs,
         num_minibatches=settings.minibatches(E),
@@ -52,21 +52,21 @@ def learner(samples=1024, keep_graph=True, **config):
     )
 
 
-def parameters_after(buffer, samples=1024, **config):
-    model, learn = learner(samples, **config)
+def parameters_after(buffer, micro_batch=1024, **config):
+    model, learn = learner(micro_batch, **config)
     metrics = learn.update(buffer, 0.0)
     return torch.cat([p.detach().flatten() for p in model.parameters()]), metrics
 
 
-@pytest.mark.parametrize("samples", [1, 4, 6, 12, 13])
+@pytest.mark.parametrize("micro_batch", [1, 4, 6, 12, 13])
 @pytest.mark.parametrize("normalize_advantage", [False, True])
-def test_micro_batches_make_the_same_update(samples, normalize_advantage):
+def test_micro_batches_make_the_same_update(micro_batch, normalize_advantage):
     buffer = rollout()
     buffer.truncated_TE[1, 2] = True
     buffer.valid_TE[2, 2] = False
     options = {"ent_coef": 0.1, "normalize_advantage": normalize_advantage, "optimizer": "rmsprop-tf"}
     whole, metrics = parameters_after(buffer, **options)
-    split, split_metrics = parameters_after(buffer, samples, **options)
+    split, split_metrics = parameters_after(buffer, micro_batch, **options)
     torch.testing.assert_close(whole, split, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(metrics, split_metrics, rtol=1e-4, atol=1e-5)
 
@@ -82,7 +82,7 @@ def test_micro_batches_make_the_same_update(samples, normalize_advantage):
         {"shared": False, "critic_updates": 2, "critic_target": "td0"},
     ],
 )
-def test_a_poisoned_dummy_row_moves_nothing(poison, cause, normalize):
+def test_a_poisoned_reset_row_moves_nothing(poison, cause, normalize):
     def make(poisoned):
         buffer = rollout()
         (buffer.terminated_TE if cause == "terminated" else buffer.truncated_TE)[1, 2] = True
@@ -112,7 +112,7 @@ def test_losses_are_means_over_valid_rows():
     torch.testing.assert_close(masked_metrics, single_metrics, rtol=1e-5, atol=1e-5)
 
 
-def test_a_rollout_of_dummy_rows_alone_leaves_the_parameters():
+def test_a_rollout_of_reset_rows_alone_leaves_the_parameters():
     buffer = rollout()
     buffer.valid_TE.fill_(False)
     model, learn = learner()
@@ -235,8 +235,8 @@ def test_rewards_are_scaled_and_then_cut():
 
 def test_observations_count_only_once_the_update_is_made():
     """Within a rollout all is normalised alike; the next one knows of this one's observations."""
-    model, learn = learner(samples=7, normalize_observations=True)
-    plain, learn_plain = learner(samples=7)
+    model, learn = learner(micro_batch=7, normalize_observations=True)
+    plain, learn_plain = learner(micro_batch=7)
     buffer = rollout()
     buffer.terminated_TE[1, 2] = True
     buffer.valid_TE[2, 2] = False
@@ -295,9 +295,9 @@ def one_by_one(buffer, settings, steps):
 
 
 @pytest.mark.parametrize("keep_graph", [True, False])
-@pytest.mark.parametrize("samples", [1024, 4])
+@pytest.mark.parametrize("micro_batch", [1024, 4])
 @pytest.mark.parametrize(("num_minibatches", "num_epochs"), [(1, 1), (2, 1), (4, 1), (1, 2), (3, 3)])
-def test_minibatches_are_steps_of_their_own(num_minibatches, num_epochs, samples, keep_graph):
+def test_minibatches_are_steps_of_their_own(num_minibatches, num_epochs, micro_batch, keep_graph):
     buffer = rollout()
     buffer.log_probs_TE.copy_(torch.linspace(-3, 0, T * E).view(T, E))
     buffer.truncated_TE[1, 2] = buffer.terminated_TE[2, 5] = True
@@ -306,17 +306,17 @@ def test_minibatches_are_steps_of_their_own(num_minibatches, num_epochs, samples
     bounds = [E * n // num_minibatches for n in range(num_minibatches + 1)]
     steps = [slice(*pair) for pair in zip(bounds, bounds[1:], strict=False)] * num_epochs
     expected = one_by_one(buffer, TrainConfig(optimizer="rmsprop-tf", **options), steps)
-    got, metrics = parameters_after(buffer, samples, optimizer="rmsprop-tf", keep_graph=keep_graph, **options)
+    got, metrics = parameters_after(buffer, micro_batch, optimizer="rmsprop-tf", keep_graph=keep_graph, **options)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
     assert torch.isfinite(metrics).all()
 
 
-@pytest.mark.parametrize("samples", [1024, 4])
+@pytest.mark.parametrize("micro_batch", [1024, 4])
 @pytest.mark.parametrize(("num_minibatches", "num_epochs"), [(1, 1), (2, 2)])
 @pytest.mark.parametrize("critic_updates", [1, 3])
 @pytest.mark.parametrize("critic_target", ["gae", "nstep", "td0"])
 def test_the_critic_has_targets_and_steps_of_its_own(
-    critic_target, critic_updates, num_minibatches, num_epochs, samples
+    critic_target, critic_updates, num_minibatches, num_epochs, micro_batch
 ):
     buffer = rollout()
     buffer.log_probs_TE.copy_(torch.linspace(-3, 0, T * E).view(T, E))
@@ -327,7 +327,7 @@ def test_the_critic_has_targets_and_steps_of_its_own(
     options |= {"optimizer": "rmsprop-tf"}
     steps = [slice(0, E)] if num_minibatches == 1 else [slice(0, E // 2), slice(E // 2, E)] * num_epochs
     expected = one_by_one(buffer, TrainConfig(**options), steps)
-    got, metrics = parameters_after(buffer, samples, **options)
+    got, metrics = parameters_after(buffer, micro_batch, **options)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
     assert torch.isfinite(metrics).all()
 
@@ -351,7 +351,7 @@ def test_further_steps_are_not_made_where_the_numbers_are_bad():
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
-def test_a_poisoned_dummy_row_moves_nothing_by_vtrace():
+def test_a_poisoned_reset_row_moves_nothing_by_vtrace():
     def make(poison):
         buffer = rollout()
         buffer.terminated_TE[1, 2] = True
@@ -396,7 +396,7 @@ def test_a_second_step_of_a_network_with_memory_unrolls_it_anew(keep_graph, agai
         build_optimizer(model, settings),
         settings,
         forward=model,
-        samples=2 * T,
+        micro_batch=2 * T,
         threads=1,
         graphs=Graphs(torch.device("cpu")),
         num_minibatches=settings.minibatches(E),
@@ -457,7 +457,7 @@ def test_backpropagation_goes_through_all_rows(kind, shared):
         optimizer,
         settings,
         forward=model,
-        samples=2 * T,
+        micro_batch=2 * T,
         threads=1,
         graphs=graphs,
         num_minibatches=1,

@@ -1,4 +1,4 @@
-"""The loss against hand-computed values, and dummy rows that must not move it."""
+"""The loss against hand-computed values, and reset rows that must not move it."""
 
 import math
 
@@ -37,7 +37,7 @@ def test_huber_is_linear_beyond_one():
 
 @pytest.mark.parametrize("value_loss", ["mse", "huber"])
 @pytest.mark.parametrize("poison", [math.nan, math.inf, 1e6, -1e6])
-def test_poisoned_dummy_rows_move_neither_loss_nor_gradient(value_loss, poison):
+def test_poisoned_reset_rows_move_neither_loss_nor_gradient(value_loss, poison):
     def run(**changed):
         inputs = {**batch(), "valid_B": torch.tensor([True, False]), **changed}
         sums = loss_sums(**inputs, value_loss=value_loss)

@@ -1,4 +1,4 @@
-"""Reward scaling against a float64 reference that walks each episode, and dummy rows that must not count."""
+"""Reward scaling against a float64 reference that walks each episode, and reset rows that must not count."""
 
 import math
 
@@ -14,7 +14,7 @@ GAMMA = 0.9
 
 
 def rows(seed, T, E):
-    """Rewards, done and valid flags as autoreset gives them: each done is followed by a dummy row."""
+    """Rewards, done and valid flags as autoreset gives them: each done is followed by a reset row."""
     rng = np.random.default_rng(seed)
     rewards, done = rng.normal(3, 5, (T, E)).astype(np.float32), rng.random((T, E)) < 0.2
     valid = np.ones((T, E), bool)
@@ -52,7 +52,7 @@ def test_returns_go_on_over_rollouts(seed, rollouts):
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, 1e9])
-def test_dummy_rows_do_not_count(poison):
+def test_reset_rows_do_not_count(poison):
     rewards, done, valid = (torch.from_numpy(x) for x in rows(1, 40, 4))
     assert (~valid).any()
     clean = RewardScaler(4, GAMMA)(rewards, done, valid)

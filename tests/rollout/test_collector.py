@@ -72,19 +72,26 @@ class Model(torch.nn.Module):
 WHOLE = (range(E),)
 
 
-def collector(num_steps, samples=100, groups=WHOLE):
+def collector(num_steps, micro_batch=100, groups=WHOLE):
     buffer = RolloutBuffer(num_steps, E, Script.spec, torch.device("cpu"))
     envs = [Script(group) for group in groups]
     generator = torch.Generator().manual_seed(0)
     return envs, Collector(
-        envs, Model(), CHOICE, buffer, generator=generator, samples=samples, timer=PhaseTimer(), graphs=Graphs(CPU)
+        envs,
+        Model(),
+        CHOICE,
+        buffer,
+        generator=generator,
+        micro_batch=micro_batch,
+        timer=PhaseTimer(),
+        graphs=Graphs(CPU),
     )
 
 
 @pytest.mark.parametrize("groups", [WHOLE, (range(2), range(2, 3)), (range(1), range(1, 3)), ([0], [1], [2])])
-@pytest.mark.parametrize("samples", [1, 2, 100])
-def test_rows_hold_what_happened(groups, samples):
-    envs, collect = collector(5, samples, groups)
+@pytest.mark.parametrize("micro_batch", [1, 2, 100])
+def test_rows_hold_what_happened(groups, micro_batch):
+    envs, collect = collector(5, micro_batch, groups)
     rollout = collect.collect()
     time = torch.arange(6).float().view(6, 1)
     torch.testing.assert_close(rollout.values_T1E, (time + torch.arange(E) / 10) * 10)
@@ -115,7 +122,14 @@ def test_one_group_steps_while_another_is_acted_for():
     envs = [Noted([0]), Noted([1, 2])]
     buffer = RolloutBuffer(2, E, Script.spec, torch.device("cpu"))
     collector = Collector(
-        envs, Model(), CHOICE, buffer, generator=torch.Generator(), samples=9, timer=PhaseTimer(), graphs=Graphs(CPU)
+        envs,
+        Model(),
+        CHOICE,
+        buffer,
+        generator=torch.Generator(),
+        micro_batch=9,
+        timer=PhaseTimer(),
+        graphs=Graphs(CPU),
     )
     collector.collect()
     ends = [("receive", 0), ("receive", 1)]
@@ -138,9 +152,9 @@ def test_rollouts_of_one_row():
     assert len(envs[0].taken) == 6 and collect.env_steps == 6 * E - 2
 
 
-@pytest.mark.parametrize("samples", [1, 100])
+@pytest.mark.parametrize("micro_batch", [1, 100])
 @pytest.mark.parametrize("groups", [WHOLE, ([0], [1, 2])])
-def test_what_is_remembered_goes_on_over_rollouts_and_ends_with_its_game(samples, groups):
+def test_what_is_remembered_goes_on_over_rollouts_and_ends_with_its_game(micro_batch, groups):
     """State and values count the observations of a game: the true last one too, none of the next game."""
 
     def unroll(observations, state, opens):
@@ -154,7 +168,7 @@ def test_what_is_remembered_goes_on_over_rollouts_and_ends_with_its_game(samples
         CHOICE,
         buffer,
         generator=torch.Generator(),
-        samples=samples,
+        micro_batch=micro_batch,
         timer=PhaseTimer(),
         graphs=Graphs(CPU),
         unroll=unroll,
@@ -181,7 +195,7 @@ def test_log_probabilities_are_those_of_the_policy_that_acted(groups):
         CHOICE,
         buffer,
         generator=torch.Generator().manual_seed(0),
-        samples=2,
+        micro_batch=2,
         timer=PhaseTimer(),
         graphs=Graphs(CPU),
         keep_log_probs=True,
@@ -225,7 +239,7 @@ def test_shared_exploration_is_drawn_when_it_is_due():
             Noted(Choices((), (4,), (0,))),
             RolloutBuffer(5, E, Script.spec, CPU),
             generator=torch.Generator(),
-            samples=9,
+            micro_batch=9,
             timer=PhaseTimer(),
             graphs=Graphs(CPU),
             sde_interval=interval,

@@ -23,22 +23,22 @@ def parts(spec, num_envs, num_steps=2, **settings):
     ("spec", "num_envs", "kept"), [(PIXELS, WORTHWHILE - 1, False), (PIXELS, WORTHWHILE, True), (VECTOR, 4096, False)]
 )
 def test_auto_keeps_the_graphs_of_long_rows_of_images(spec, num_envs, kept):
-    assert decide("auto", *parts(spec, num_envs), samples=256, budget=10**12) == Reuse(kept)
-    assert decide("on", *parts(spec, num_envs), samples=256, budget=10**12) == Reuse(True)
-    assert decide("off", *parts(spec, num_envs), samples=256, budget=10**12) == Reuse(False)
+    assert decide("auto", *parts(spec, num_envs), micro_batch=256, budget=10**12) == Reuse(kept)
+    assert decide("on", *parts(spec, num_envs), micro_batch=256, budget=10**12) == Reuse(True)
+    assert decide("off", *parts(spec, num_envs), micro_batch=256, budget=10**12) == Reuse(False)
 
 
 def test_a_critic_of_its_own_runs_once_where_its_graph_fits():
     model, buffer = parts(VECTOR, 8, shared=False)
     for requested, critic in (("auto", True), ("off", False)):
-        assert decide(requested, model, buffer, samples=256, budget=10**12) == Reuse(False, critic=critic)
-    assert decide("on", model, buffer, samples=256, budget=10**12) == Reuse(True)
-    assert decide("auto", model, buffer, samples=256, budget=100) == Reuse(False)
+        assert decide(requested, model, buffer, micro_batch=256, budget=10**12) == Reuse(False, critic=critic)
+    assert decide("on", model, buffer, micro_batch=256, budget=10**12) == Reuse(True)
+    assert decide("auto", model, buffer, micro_batch=256, budget=100) == Reuse(False)
 
 
 @pytest.mark.parametrize("requested", ["auto", "on"])
 def test_graphs_beyond_the_budget_are_not_kept_and_the_user_is_told(requested):
-    keep, critic, _, note = decide(requested, *parts(PIXELS, 64), samples=256, budget=1000)
+    keep, critic, _, note = decide(requested, *parts(PIXELS, 64), micro_batch=256, budget=1000)
     assert not keep and not critic and note is not None and "--num-envs" in note
 
 
