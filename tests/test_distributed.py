@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from rank_work import RankPool, bad_number, comes_apart, exchanges, gradients, recorded, trains, waits
 
+from fasta2c import distributed
 from fasta2c.distributed import ALONE, Ranks
 from fasta2c.envs.base import spread_seeds
+from fasta2c.errors import PeerLost
 
 T = 6
 
@@ -195,3 +197,39 @@ def test_another_number_of_ranks_goes_on(two, four, tmp_path, before, after):
     # Nothing has been learnt in a session without updates: what was restored is what was saved.
     again = pools[after](trains, {"quiet": True}, tmp_path / "run")
     assert all(same(rank, went_on[0]) for rank in again) and again[0]["result"].updates == went_on[0]["result"].updates
+
+
+class Work:
+    """A collective that has ended by the time it is asked, though waiting for it ran out first."""
+
+    def __init__(self, failure):
+        self.waits, self.failure = 0, failure
+
+    def wait(self, timeout=None):
+        self.waits += 1
+        if self.waits == 1:
+            raise RuntimeError("Operation timed out!")
+        if self.failure:
+            raise RuntimeError(self.failure)
+
+    def is_completed(self):
+        return True
+
+
+def test_what_ends_while_its_wait_runs_out_has_not_failed():
+    distributed._wait(done := Work(""))
+    assert done.waits == 2
+    with pytest.raises(RuntimeError, match="peer"):
+        distributed._wait(Work("Connection closed by peer"))
+
+
+@pytest.mark.parametrize(
+    ("torch_says", "told"),
+    [
+        ("[gloo/pair.cc] Connection closed by peer [10.0.0.2]:4", "^another rank has gone without a word"),
+        ("unable to find\n  interface eth7", r"^ranks cannot reach each other \(unable to find interface eth7\)"),
+    ],
+)
+def test_ranks_that_never_met_are_told_from_those_that_went(torch_says, told):
+    with pytest.raises(PeerLost, match=told), distributed._together():
+        raise RuntimeError(torch_says)
