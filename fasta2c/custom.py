@@ -9,6 +9,9 @@ from typing import Any
 
 from fasta2c.errors import UserError
 
+# What a user's code may raise where its mistakes are to be told in words; it may also call `sys.exit`.
+RAISED = (Exception, SystemExit)
+
 
 def load(name: str, where: str) -> Any:
     """The attribute that `module:Name` stands for.
@@ -27,11 +30,11 @@ def load(name: str, where: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except AttributeError:
         raise UserError(f"{where}: the module {module} has no {attribute!r}.") from None
-    except Exception as error:  # the user's module can raise anything while it is imported
+    except RAISED as error:  # the user's module can raise anything while it is imported
         raise UserError(f"{where}: importing {module} failed: {type(error).__name__}: {error}") from None
 
 
-def told(error: Exception) -> str:
+def told(error: Exception | SystemExit) -> str:
     """An error of the user's code in a line: its kind, what it says and, if it was in this process, where."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""

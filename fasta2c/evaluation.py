@@ -86,7 +86,7 @@ def evaluate(
     for name, count in (("episodes", episodes), ("num_envs", num_envs)):
         if count is not None and count < 1:
             raise UserError(f"{name}: {count} is out of range; it must be at least 1.")
-    policy = load_policy(run_dir, checkpoint_name=checkpoint, device=device, seed=seed or 0)
+    policy = load_policy(run_dir, checkpoint_name=checkpoint, device=device, seed=seed)
     envs = make_eval_envs(policy.config, min(episodes, num_envs or 32), policy.device, seed, env_kwargs=env_kwargs)
     try:
         check_fit(policy, envs)

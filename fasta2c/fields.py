@@ -110,6 +110,8 @@ def check(name: str, value: Any, hint: Any) -> None:
             raise UserError(
                 f"{name}: expected a mapping such as {{frame_skip: 4}}, found {kind_of(value)} ({show(value)})."
             )
+        for key, inner in value.items():
+            _check_plain(f"{name}.{key}", inner)
     elif hint is float:
         if isinstance(value, str) and _reads_as_number(value):
             raise UserError(
@@ -131,6 +133,22 @@ def check_ranges(flags: object, limits: Mapping[str, Range]) -> None:
         value = getattr(flags, name)
         if value is not None and not bounds.holds(value):
             raise UserError(f"{name}: {value} is out of range; it must be {bounds}.")
+
+
+def _check_plain(name: str, value: Any) -> None:
+    """Raise `UserError` unless `value` is what JSON holds: text, finite numbers, true, false, null, or several."""
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        for key, inner in value.items():
+            _check_plain(f"{name}.{key}", inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_plain(name, inner)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name}: {show(value)} is not finite, and cannot be kept with the run.")
+    elif not (value is None or isinstance(value, str | int | float)):
+        raise UserError(
+            f"{name}: {show(value)} is {kind_of(value)}, and cannot be kept with the run; write plain values."
+        )
 
 
 def _reads_as_number(text: str) -> bool:

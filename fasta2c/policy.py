@@ -135,14 +135,16 @@ class Policy:
         return self._layout.pack_tensors(arrays)
 
 
-def load_policy(path: str | Path, *, checkpoint_name: str = "latest", device: str = "auto", seed: int = 0) -> Policy:
+def load_policy(
+    path: str | Path, *, checkpoint_name: str = "latest", device: str = "auto", seed: int | None = None
+) -> Policy:
     """The policy of a run.
 
     Args:
         path: a run directory, or a checkpoint file.
         checkpoint_name: "latest", "best" or a file's path.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        seed: of the sampling.
+        seed: of the sampling; the run's own unless given.
 
     Raises:
         UserError: no run there, or a checkpoint that cannot be used.
@@ -154,4 +156,4 @@ def load_policy(path: str | Path, *, checkpoint_name: str = "latest", device: st
     spec = EnvSpec.from_plain(state["spec"])
     model = build_model(spec, config, target)
     load_parameters(model, state["model"], file)
-    return Policy(model, spec, config, target, seed)
+    return Policy(model, spec, config, target, config.seed if seed is None else seed)

@@ -508,6 +508,19 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert process.wait(60) == 1
 
 
+def test_a_terminal_that_knows_no_such_letters_gets_others(tmp_path: Path) -> None:
+    code = "import sys; from fasta2c.cli import main; sys.exit(main(['eval', 'né']))"
+    done = run(code=code, PYTHONIOENCODING="ascii")
+    assert done.returncode == 2 and done.stderr.startswith("fasta2c: error: n\\xe9 does not exist")
+
+
+def test_an_environment_that_exits_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "leaving.py").write_text("import sys\nclass Env:\n    def __init__(self, *_, **__): sys.exit(0)\n")
+    command = "from fasta2c.cli import main; sys.exit(main(['train', '--env', 'torch:leaving:Env']))"
+    done = run(code=f"import os, sys; os.chdir({str(tmp_path)!r}); {command}")
+    assert done.returncode == 2 and "torch:leaving:Env: cannot be made: SystemExit: 0" in done.stderr
+
+
 def test_help_and_mistakes_import_nothing_heavy() -> None:
     code = """
 import sys

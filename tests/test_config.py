@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import datetime
 import math
 import pickle
 from pathlib import Path
@@ -97,6 +98,21 @@ def test_values_that_cannot_be_are_refused(name: str, value: Any, said: str) -> 
     with pytest.raises(UserError, match=said) as caught:
         TrainConfig(**{name: value})
     assert str(caught.value).startswith(f"{name}:")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"x": datetime.date(2020, 1, 1)}, r"^env_kwargs\.x: datetime.* cannot be kept"),
+        ({"x": [{"y": math.nan}]}, r"^env_kwargs\.x\.y: nan is not finite"),
+        ({"x": {1: 2}}, r"^env_kwargs\.x: .* cannot be kept"),
+        ({"x": b"y"}, "cannot be kept"),
+    ],
+)
+def test_env_kwargs_are_what_a_run_can_keep(value: Any, said: str) -> None:
+    assert TrainConfig(env_kwargs={"a": [1, "b", None, {"c": [True, 1e9]}]}).env_kwargs["a"][2] is None
+    with pytest.raises(UserError, match=said):
+        TrainConfig(env_kwargs=value)
 
 
 def test_edges_of_the_ranges_are_inside() -> None:

@@ -67,7 +67,7 @@ class GymnasiumEnvs(HostEnvs):
         try:
             for columns in [slice(e, e + 1) for e in range(num_envs)] if restart else [slice(0, num_envs)]:
                 self._parts.append(Vector(make, columns, seeds[columns]))
-        except Exception as error:  # the environment's own constructor can raise anything
+        except custom.RAISED as error:  # the environment's own constructor can raise anything
             self.close()
             raise UserError(f"{self._name}: cannot be made: {custom.told(error)}") from None
         first = self._parts[0].envs
@@ -105,7 +105,7 @@ class GymnasiumEnvs(HostEnvs):
             try:
                 observations, *rest = part.receive(deadline)
                 brought.append((self._layout.pack(self._layout.flatten(observations)), *rest))
-            except Exception as error:  # the environment can raise anything
+            except custom.RAISED as error:  # the environment can raise anything
                 self._make_anew(part, error)
                 lost[part.columns] = True
                 assert self._last is not None
@@ -138,7 +138,7 @@ class GymnasiumEnvs(HostEnvs):
         """Pictures [E, height, width, 3]; raises `UserError` where the environment draws none."""
         try:
             pictures = [np.asarray(picture) for part in self._parts for picture in part.envs.render() or [None]]
-        except Exception as error:  # the environment can raise anything
+        except custom.RAISED as error:  # the environment can raise anything
             raise UserError(f"{self._name}: it cannot be drawn: {custom.told(error)}") from None
         if any(picture.shape != pictures[0].shape or picture.shape[2:] != (3,) for picture in pictures):
             raise UserError(f"{self._name}: it cannot be drawn, as it has no render mode rgb_array.")
@@ -149,9 +149,9 @@ class GymnasiumEnvs(HostEnvs):
         for part in self._parts:
             part.close()
 
-    def _make_anew(self, part: Vector, error: Exception) -> None:
+    def _make_anew(self, part: Vector, error: Exception | SystemExit) -> None:
         """Replace the environment of `part`, which failed with `error`; raises `RunError` where the run is to end."""
-        told = f"{self._name}: {part.told(error, self._timeout)}"
+        told = f"{self._name}: {part.told(error, self._timeout)}".rstrip(".")
         if not self._restart or self._last is None or part.failures >= FAILURES_IN_A_ROW:
             part.abandon()
             again = f" It has failed {part.failures + 1} times in a row." if part.failures else ""
@@ -160,5 +160,5 @@ class GymnasiumEnvs(HostEnvs):
         self.restarts += 1
         try:
             part.make_anew()
-        except Exception as another:
+        except custom.RAISED as another:
             raise RunError(f"{told}, and cannot be made anew: {custom.told(another)}.") from another

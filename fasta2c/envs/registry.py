@@ -70,7 +70,7 @@ def _find(backend_id: str) -> gymnasium.envs.registration.EnvSpec:
     except gymnasium.error.Error:
         hint = did_you_mean(name, gymnasium.registry) or " Name its module: gymnasium:module:ID."
         raise UserError(f"env: Gymnasium knows no environment {name!r}.{hint}") from None
-    except Exception as error:  # the user's module can raise anything while it is imported
+    except custom.RAISED as error:  # the user's module can raise anything while it is imported
         raise UserError(f"gymnasium:{backend_id}: importing {module} failed: {type(error).__name__}: {error}") from None
 
 
@@ -109,7 +109,7 @@ def _check_options(backend_id: str, registered: gymnasium.envs.registration.EnvS
     if isinstance(entry, str):
         try:
             entry = gymnasium.envs.registration.load_env_creator(entry)
-        except Exception as error:
+        except custom.RAISED as error:
             raise UserError(f"gymnasium:{backend_id}: cannot be imported: {one_line(error)}") from None
     if entry is None:
         return

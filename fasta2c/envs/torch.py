@@ -76,7 +76,7 @@ class TorchEnvs:
         made = custom.load(env_id.backend_id, self._name)
         try:
             self._envs: Any = made(num_envs, device=device, seed=seeds[0], **options)
-        except Exception as error:  # the user's constructor can raise anything
+        except custom.RAISED as error:  # the user's constructor can raise anything
             raise UserError(f"{self._name}: cannot be made: {custom.told(error)}") from None
         for name in ("observation_space", "action_space", "reset", "step"):
             if not hasattr(self._envs, name):
@@ -108,11 +108,14 @@ class TorchEnvs:
             observations, rewards, terminated, truncated, *_ = self._envs.step(self._actions)
         for name, flags in (("terminated", terminated), ("truncated", truncated), ("rewards", rewards)):
             if not isinstance(flags, Tensor) or flags.shape != self._previous_done.shape:
-                raise UserError(f"{self._name}: step must give {name} as a tensor of shape [{self.num_envs}].")
+                raise RunError(f"{self._name}: step must give {name} as a tensor of shape [{self.num_envs}].")
         terminated, truncated, rewards = terminated.bool(), truncated.bool(), rewards.float()
         done = terminated | truncated
         previous, self._previous_done = self._previous_done, done
-        packed = self._packed(observations)
+        try:
+            packed = self._packed(observations)
+        except UserError as error:  # too late to be a mistake that costs nothing
+            raise RunError(str(error)) from None
         return TensorRow(packed, rewards, terminated, truncated, ~previous, previous, rewards, done)
 
     def step(self, actions: Tensor) -> TensorRow:
@@ -164,7 +167,7 @@ class TorchEnvs:
             yield
         except (Fasta2cError, torch.OutOfMemoryError):
             raise
-        except Exception as error:
+        except custom.RAISED as error:
             raise RunError(f"{self._name}: {what} raised {custom.told(error)}") from error
 
     def _packed(self, observations: Any) -> Tensor:

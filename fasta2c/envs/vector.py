@@ -67,7 +67,7 @@ class Vector:
         count = self.envs.num_envs
         return observations, np.zeros(count), np.zeros(count, bool), np.zeros(count, bool)
 
-    def told(self, error: Exception, timeout: float) -> str:
+    def told(self, error: Exception | SystemExit, timeout: float) -> str:
         """What has happened to which environment."""
         processes, pipes = (
             (self.envs.processes, self.envs.parent_pipes) if isinstance(self.envs, AsyncVectorEnv) else ([], [])

@@ -237,6 +237,8 @@ class Learner:
             loss = value_loss_sum(values_B, targets_B, valid_B, self._config.value_loss)
             (self._config.vf_coef * loss / count).backward()
             total += loss.detach()
+        for parameter in self._model.actor_parameters():
+            parameter.grad = None  # compiled code may have made it 0, and an optimizer would take that for a step
         total = sum_gradients(self._model.critic_parameters(), total, self._ranks)
         grad_norm = clip_grad_norm(self._model.critic_parameters(), self._config.max_grad_norm)
         step_where(self._optimizer, self.watch.allows(wanted, total, grad_norm))

@@ -305,8 +305,10 @@ class StateDependentGaussian(Gaussian):
         """Means plus the noise that `exploration` makes of the features; without it, each action's noise is its own."""
         if exploration is None:
             return super().sample(policy_BP, generator)
-        features_B1F = policy_BP[:, 2 * self.heads :].unsqueeze(1)
-        return policy_BP[:, : self.heads] + (features_B1F @ exploration).squeeze(1)
+        log_std_BD, features_BF = policy_BP[:, self.heads :].split([self.heads, self.width - 2 * self.heads], dim=1)
+        noise_BD = (features_BF.unsqueeze(1) @ exploration).squeeze(1)
+        # Of large features the noise is as much larger than it may be.
+        return policy_BP[:, : self.heads] + noise_BD * (log_std_BD.clamp(*LOG_STD_RANGE) - log_std_BD).exp()
 
 
 def _log_slope(x: Tensor) -> Tensor:

@@ -118,6 +118,8 @@ def resolve(path: Path, which: str = "latest") -> Path:
 
 def _find(path: Path, which: str) -> Path:
     if path.is_file():
+        if which != "latest":
+            raise UserError(f"{path} is itself a checkpoint; to choose one, give the run directory.")
         return path
     if not path.is_dir():
         raise UserError(f"{path} does not exist; give a run directory or one of its checkpoints.")

@@ -43,6 +43,7 @@ class RunDirectory:
         folder = path
         made: list[Path] = []
         try:
+            str(folder).encode()  # logs and messages name it
             if folder is None:
                 folder = _default_parent(env) / f"{time.strftime('%Y%m%d-%H%M%S')}-s{seed}"
                 made = _missing(folder.parent)
@@ -163,6 +164,7 @@ class RunDirectory:
 def check_output(path: Path) -> None:
     """Raise `UserError` where no file can be written to `path`: there is no such folder, or something else is there."""
     try:
+        str(path).encode()
         if not path.parent.is_dir():
             raise UserError(f"{path.parent} is no folder; make it first, or name another file.")
         if _is_of_a_run(path.resolve()):

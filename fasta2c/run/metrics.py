@@ -207,8 +207,8 @@ def _read_rows(path: Path, resume_at: int) -> list[dict[str, str]]:
     """The whole rows of metrics.csv up to `resume_at` env steps; a line torn by a kill is left out."""
     if not path.exists():
         return []
-    whole = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")[0]
-    rows = csv.DictReader(io.StringIO(whole))
+    lines = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")[0].split("\n")
+    rows = csv.DictReader(line for line in lines if "\0" not in line)  # a power cut leaves zeros
     return [
         row
         for row in rows

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fasta2c.config import RENAMED, RESUMABLE
-from fasta2c.errors import UserError, warn
+from fasta2c.errors import UserError, one_line, warn
 from fasta2c.presets import PROVENANCE, read_yaml
 from fasta2c.run.directory import RunDirectory
 from fasta2c.stats import bootstrap_interval, interquartile_mean, mean
@@ -90,16 +90,19 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
 
 def _read(directory: RunDirectory) -> Run:
     config = {RENAMED.get(name, name): value for name, value in read_yaml(directory.config_file).items()}
-    if missing := {"env", "seed"} - config.keys():
-        raise UserError(f"{directory.config_file} lacks {' and '.join(sorted(missing))}; give the folder of a run.")
+    kinds = {"env": str, "seed": int}
+    if missing := [name for name, kind in kinds.items() if not isinstance(config.get(name), kind)]:
+        raise UserError(f"{directory.config_file} lacks {' and '.join(missing)}; give the folder of a run.")
     needed = [*AXES.values(), *METRICS.values()]
     try:
         with directory.metrics_file.open(newline="", encoding="utf-8", errors="replace") as file:
-            rows = [[_number(row.get(name)) for name in needed] for row in csv.DictReader(file)]
-    except OSError as error:
-        raise UserError(f"{directory.metrics_file} cannot be read ({error.strerror}).") from None
+            whole = (line for line in file if "\0" not in line)  # a power cut leaves zeros
+            rows = [[_number(row.get(name)) for name in needed] for row in csv.DictReader(whole)]
+    except (OSError, csv.Error) as error:
+        raise UserError(f"{directory.metrics_file} cannot be read ({one_line(error)}).") from None
     table = np.array(rows, dtype=np.float64).reshape(-1, len(needed))
-    if not np.isfinite(table[:, needed.index("episode_return_mean")]).any():
+    table = table[np.isfinite(table).all(axis=1)]
+    if not len(table):
         raise UserError(f"{directory.path} has nothing to show yet: no episode has ended when it was last logged.")
     return Run(directory.path, config, dict(zip(needed, table.T, strict=True)))
 

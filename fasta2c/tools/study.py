@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from fasta2c.errors import UserError
+from fasta2c.errors import UserError, one_line
+from fasta2c.presets import read_yaml
 from fasta2c.run.directory import write_atomically
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def join(folder: Path, about: dict[str, Any]) -> Iterator[str]:
     """
     name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:
+        str(folder).encode()
         if folder.is_dir() and not (folder / "workers").exists() and any(folder.iterdir()):
             raise UserError(f"{folder} is not empty and holds no sweep; choose a new folder.")
         (folder / "workers").mkdir(parents=True, exist_ok=True)
@@ -42,9 +44,9 @@ def join(folder: Path, about: dict[str, Any]) -> Iterator[str]:
             file = folder / "sweep.yaml"
             if not file.exists():
                 write_atomically(file, yaml.safe_dump(about, sort_keys=False).encode())
-            before = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror or error}); choose another folder.") from None
+            before = read_yaml(file)
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"{folder} cannot be written ({one_line(error)}); choose another folder.") from None
     changed = [key for key in about if before.get(key) != yaml.safe_load(yaml.safe_dump(about[key]))]
     if changed:
         raise UserError(f"{folder} holds a sweep with another {' and '.join(changed)}; choose a new folder.")
@@ -83,13 +85,20 @@ def open_study(folder: Path, sampler: str, prune: bool) -> optuna.Study:
     median = optuna.pruners.MedianPruner(n_startup_trials=WARM_UP_TRIALS, n_warmup_steps=WARM_UP_REPORTS)
     with lock(folder / ".lock"):  # of several that make the tables at once, all but one fail
         return optuna.create_study(
-            storage=f"sqlite:///{folder.resolve() / 'study.db'}",
+            storage=_storage(folder),
             study_name="sweep",
             load_if_exists=True,
             direction="maximize",
             sampler=tpe if sampler == "tpe" else random,
             pruner=median if prune else optuna.pruners.NopPruner(),
         )
+
+
+def _storage(folder: Path) -> str:
+    """The address of the database in `folder`, whatever that is called."""
+    from sqlalchemy.engine import URL
+
+    return URL.create("sqlite", database=str(folder.resolve() / "study.db")).render_as_string(hide_password=False)
 
 
 def next_trial(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -99,6 +100,7 @@ def sweep(
 
     Raises:
         UserError: a field or value that cannot be, or a folder of something else.
+        RunError: nothing that was tried came to an end.
         Stopped: a signal ended it.
     """
     _check_optuna()
@@ -106,7 +108,9 @@ def sweep(
     config = config.with_preset(load_preset(env_id.family, env_id.name))
     if not seeds or len(set(seeds)) < len(seeds):
         raise UserError("seeds: at least one is needed, and none twice.")
-    _check_space(space, config, sampler)
+    for seed in seeds:
+        TrainConfig(seed=seed)
+    space = _checked(space, config, sampler)
     if config.num_envs == "auto":
         raise UserError("num_envs: auto would choose anew for each run; give a number.")
     if sampler == "grid":
@@ -127,7 +131,10 @@ def sweep(
             _run(study, trial, config, seeds, folder, prune)
             shown.say(str(_told(study.trials[trial.number], folder)))
             shown.update(len(ended(study)))
-    return _conclude(study, config, folder)
+    tried = _conclude(study, config, folder)
+    if tried and all(trial.state == "fail" for trial in tried):
+        raise RunError(f"no setting could be run; {tried[0].failure.rstrip('.')}. More in {folder / 'trials.csv'}.")
+    return tried
 
 
 def _check_optuna() -> None:
@@ -138,8 +145,12 @@ def _check_optuna() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
-def _check_space(space: Mapping[str, Any], config: TrainConfig, sampler: Sampler) -> None:
-    """Raise `UserError` for a field that there is not, and for values that it does not take."""
+def _checked(space: Mapping[str, Any], config: TrainConfig, sampler: Sampler) -> dict[str, Any]:
+    """`space`, the ends of ranges as its fields have them, whole or real.
+
+    Raises `UserError` for a field that there is not, and for values that it does not take.
+    """
+    checked = {}
     if not space:
         raise UserError("space: nothing to search; write something like '{\"lr\": [1e-4, 1e-3]}'.")
     for name, values in space.items():
@@ -154,8 +165,16 @@ def _check_space(space: Mapping[str, Any], config: TrainConfig, sampler: Sampler
             raise UserError(f"space.{name}: {values!r} is neither a list of values nor a range with low and high.")
         if sampler == "grid" and isinstance(values, dict):
             raise UserError(f"space.{name}: a grid needs a list of values; random and tpe take ranges.")
-        for value in ends or values:
-            TrainConfig(**from_plain({name: value}, "space"))
+        log = values.get("log", False) if isinstance(values, dict) else False
+        if not isinstance(log, bool) or (log and ends[0] <= 0):
+            raise UserError(f"space.{name}: {values}: log is true or false, and true only of a range above 0.")
+        if not ends and len({json.dumps(value) for value in values}) < len(values):
+            raise UserError(f"space.{name}: {values} has a value twice.")
+        taken = [from_plain({name: value}, "space")[name] for value in ends or values]
+        for value in taken:
+            TrainConfig(**{name: value})
+        checked[name] = {**values, "low": taken[0], "high": taken[1]} if isinstance(values, dict) else values
+    return checked
 
 
 def _shared(config: TrainConfig) -> dict[str, Any]:
@@ -210,9 +229,9 @@ def _score(config: TrainConfig, watch: _Reporter) -> float | None:
     """The mean return of a run's last 100 games; a run that was begun before is gone on with."""
     path = config.run_dir
     assert path is not None
-    if (path / "summary.json").exists():
+    with contextlib.suppress(OSError, ValueError):  # not there, or cut short
         summary = json.loads((path / "summary.json").read_text())
-        if summary["status"] == "done" and summary["env_steps"] >= config.total_steps:
+        if summary.get("status") == "done" and summary["env_steps"] >= config.total_steps:
             return summary["mean_return"]
     if (path / "checkpoints" / "latest.pt").exists():
         return train(TrainConfig(quiet=True), resume=path, callbacks=[watch]).mean_return

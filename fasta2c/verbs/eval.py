@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,20 +64,22 @@ def run(argv: list[str]) -> None:
 
         for run_dir in flags.run_dir:
             checkpoint.resolve(run_dir, flags.checkpoint)  # a mistake in the last shows before the first has played
-        results = [
-            evaluate(
-                run_dir,
-                episodes=flags.episodes,
-                checkpoint=flags.checkpoint,
-                greedy=flags.greedy,
-                device=flags.device,
-                seed=flags.seed,
-                num_envs=flags.num_envs,
-                env_kwargs=flags.env_kwargs,
-                progress=not (flags.json or flags.quiet),
-            )
-            for run_dir in flags.run_dir
-        ]
+        # What environments print must not get between what a program is to read.
+        with contextlib.redirect_stdout(sys.stderr) if flags.json else contextlib.nullcontext():
+            results = [
+                evaluate(
+                    run_dir,
+                    episodes=flags.episodes,
+                    checkpoint=flags.checkpoint,
+                    greedy=flags.greedy,
+                    device=flags.device,
+                    seed=flags.seed,
+                    num_envs=flags.num_envs,
+                    env_kwargs=flags.env_kwargs,
+                    progress=not (flags.json or flags.quiet),
+                )
+                for run_dir in flags.run_dir
+            ]
     told = [dataclasses.asdict(result) for result in results]
     if len(told) > 1:
         told = [{"run_dir": str(run_dir), **values} for run_dir, values in zip(flags.run_dir, told, strict=True)]

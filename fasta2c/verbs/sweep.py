@@ -63,9 +63,7 @@ def run(argv: list[str]) -> None:
             prune=flags.prune,
         )
     best = flags.sweep_dir / "best.yaml"
-    if flags.settings.quiet:
-        print(best)
-        return
-    for trial in tried:
+    for trial in tried if not flags.settings.quiet else []:
         print(trial)
-    print(f"train the best:  fasta2c train --config {shlex.quote(str(best))}")
+    if best.exists():  # others may be at work still, or have given all of them up
+        print(best if flags.settings.quiet else f"train the best:  fasta2c train --config {shlex.quote(str(best))}")

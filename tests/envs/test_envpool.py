@@ -190,6 +190,7 @@ def test_atari_defaults_are_noframeskip_v4():
         ({"mode": 2**40}, "out of range"),
         ({"mode": 99}, "Invalid game mode"),
         ({"episodic_life": 1}, "expected a value like False"),
+        ({"zero_discount_on_life_loss": True}, "by episodic_life here"),
     ],
 )
 def test_a_bad_option_is_named(options, message):

@@ -146,7 +146,7 @@ def test_a_class_that_cannot_be_used_is_told_in_words(name, options, message):
 def test_rows_of_the_wrong_shape_are_told_in_words(wrong, message):
     envs = make("Wrong", wrong=wrong)
     envs.reset()
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(RunError, match=message):
         envs.step(torch.full((4,), 5))
 
 

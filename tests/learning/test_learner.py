@@ -415,6 +415,43 @@ def test_a_second_step_of_a_network_with_memory_unrolls_it_anew(keep_graph, agai
     assert metrics["policy_loss"] == pytest.approx(-(buffer.log_probs_TE * advantages).mean().item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "muon", "rmsprop-tf"])
+def test_steps_of_the_critic_alone_leave_the_actor_though_its_gradients_are_zeros(optimizer):
+    """Compiled code gives parameters that a loss does not depend on gradients of 0, where plain code gives none."""
+
+    def learnt(as_compiled):
+        settings = TrainConfig(
+            recurrent="gru", recurrent_size=5, shared=False, critic_updates=3, optimizer=optimizer, lr=0.05
+        )
+        torch.manual_seed(1)
+        model = ActorCritic(SPEC, settings)
+
+        def unroll(*arguments):
+            policy, values, state = model.unroll(*arguments)
+            return policy, values + 0.0 * policy.sum() if as_compiled else values, state
+
+        buffer = RolloutBuffer(T, E, SPEC, torch.device("cpu"), state_size=model.state_size)
+        whole = rollout()
+        for name in ("frames", "rewards_TE", "values_T1E", "actions_TE", "valid_TE"):
+            getattr(buffer, name).copy_(getattr(whole, name))
+        learn = Learner(
+            model,
+            build_optimizer(model, settings),
+            settings,
+            forward=model,
+            micro_batch=2 * T,
+            threads=1,
+            graphs=Graphs(torch.device("cpu")),
+            num_minibatches=1,
+            unroll=unroll,
+        )
+        for _ in range(2):
+            learn.update(buffer, 0.0)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    assert torch.equal(learnt(True), learnt(False))
+
+
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
 def test_backpropagation_goes_through_all_rows(kind, shared):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 
 from fasta2c.errors import UserError
-from fasta2c.models.distributions import build_distribution
+from fasta2c.models.distributions import LOG_STD_RANGE, build_distribution
 from fasta2c.spaces import Choices, Continuous
 
 INF = math.inf
@@ -229,18 +229,22 @@ def test_state_dependent_exploration_is_scipys_given_the_features():
     assert np.allclose(entropies.detach(), expected.entropy().sum(axis=1), rtol=1e-10)
 
 
-def test_shared_exploration_gives_each_action_its_distribution():
-    """Over many drawings of the exploration; within one it is a function of the features alone."""
+@pytest.mark.parametrize("size", [1.0, 200.0])
+def test_shared_exploration_gives_each_action_its_distribution(size):
+    """Over many drawings of the exploration; within one it is a function of the features alone, large ones as well."""
     head = build_distribution(BOX, state_dependent=3, log_std=-0.5)
-    features = torch.tensor([[0.5, -1.0, 2.0]]).expand(100_000, 3)
+    features = torch.tensor([[0.5, -1.0, 2.0]]).expand(100_000, 3) * size
     policy = head(torch.tensor([[1.0, -2.0]]).expand(100_000, 2), features).detach()
     exploration = head.explore(100_000, generator())
     drawn = head.sample(policy, None, exploration)
-    torch.testing.assert_close(drawn.mean(dim=0), torch.tensor([1.0, -2.0]), atol=0.03, rtol=0)
-    torch.testing.assert_close(drawn.std(dim=0), policy[0, 2:4].exp(), atol=0, rtol=0.02)
+    _, entropies = head.log_prob_and_entropy(policy[:1], drawn[:1])
+    std = policy[0, 2:4].clamp(*LOG_STD_RANGE).exp()
+    assert entropies.item() == pytest.approx(stats.norm(0, std.numpy()).entropy().sum(), rel=1e-5)
+    torch.testing.assert_close(drawn.mean(dim=0), torch.tensor([1.0, -2.0]), atol=0.03 * std.max().item(), rtol=0)
+    torch.testing.assert_close(drawn.std(dim=0), std, atol=0, rtol=0.02)
     assert torch.equal(head.sample(policy, None, exploration), drawn)
     alone = head.sample(policy, generator(1))
-    torch.testing.assert_close(alone.std(dim=0), policy[0, 2:4].exp(), atol=0, rtol=0.02)
+    torch.testing.assert_close(alone.std(dim=0), std, atol=0, rtol=0.02)
 
 
 def test_features_learn_nothing_from_exploration():

@@ -42,6 +42,13 @@ def refused(path: Path) -> str:
     return str(caught.value)
 
 
+def test_a_file_is_no_choice_of_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "x.pt").touch()
+    assert checkpoint.resolve(tmp_path / "x.pt") == tmp_path / "x.pt"
+    with pytest.raises(UserError, match="itself a checkpoint"):
+        checkpoint.resolve(tmp_path / "x.pt", "best")
+
+
 def test_round_trip(run: RunDirectory) -> None:
     given = state(10)
     checkpoint.save(run, given, env_steps=10)

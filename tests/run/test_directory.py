@@ -67,6 +67,12 @@ def test_env_never_leads_out_of_runs(env: str, folder: str) -> None:
     assert path.resolve().is_relative_to(Path("runs").resolve())
 
 
+def test_a_name_that_is_no_text_is_refused() -> None:
+    with pytest.raises(UserError, match="cannot be written"):
+        create(Path(os.fsdecode(b"a\xffb")))
+    assert not list(Path().iterdir())
+
+
 def test_paths_of_its_files() -> None:
     run = create(Path("r"))
     names = [p.as_posix() for p in (run.config_file, run.metrics_file, run.summary_file, run.checkpoints)]

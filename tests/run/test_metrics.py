@@ -139,7 +139,7 @@ def test_resume_before_the_first_row_and_without_a_file(tmp_path: Path) -> None:
     assert points(tmp_path, "time/sps") == [(6, 60)]
 
 
-@pytest.mark.parametrize("tail", ["3", "30,1,2", "30," + "," * 17 + "0.", "\0\0\0", "\xff"])
+@pytest.mark.parametrize("tail", ["3", "30,1,2", "30," + "," * 17 + "0.", "\0\0\0", "\0" * 200_000 + "\n", "\xff"])
 def test_a_torn_last_line_is_dropped_on_resume(tmp_path: Path, tail: str) -> None:
     log(tmp_path, 10, 20)
     with (tmp_path / "metrics.csv").open("a") as file:

@@ -203,6 +203,8 @@ def test_a_real_run_and_the_folder_it_is_in(tmp_path, capsys):
         ("a silent", "silent has nothing to show yet"),
         ("broken", "broken/config.yaml"),
         ("headless", "headless/config.yaml lacks env and seed"),
+        ("foreign", "foreign/config.yaml lacks seed"),
+        ("torn", "torn has nothing to show yet"),
     ],
 )
 def test_mistakes(tmp_path, monkeypatch, capsys, arguments, told):
@@ -211,6 +213,11 @@ def test_mistakes(tmp_path, monkeypatch, capsys, arguments, told):
     fake(tmp_path / "silent", returns=[None, None])
     fake(tmp_path / "broken", returns=[1.0])
     fake(tmp_path / "headless", returns=[1.0])
+    fake(tmp_path / "foreign", returns=[1.0])
+    (tmp_path / "foreign" / "config.yaml").write_text("{env: Classic/CartPole, seed: [1, 2]}")
+    fake(tmp_path / "torn", returns=[])
+    with (tmp_path / "torn" / "metrics.csv").open("a") as file:
+        file.write("2000,1,3.0,9.0")
     (tmp_path / "broken" / "config.yaml").write_text("a: [")
     (tmp_path / "headless" / "config.yaml").write_text("gamma: 0.9")
     (tmp_path / "folder.png").mkdir()
@@ -224,7 +231,7 @@ def test_a_single_row_and_odd_cells_are_no_trouble(tmp_path):
     run = fake(tmp_path / "a", returns=[1.0])
     plot([run], tmp_path / "a.png")
     with (run / "metrics.csv").open("a") as file:
-        file.write("2000,1,x,nan,inf,3\n3000,2,5")
+        file.write("2000,1,x,nan,inf,3\n3000,2,5\n" + "\0" * 200_000)
     x, y = find_runs([run])[0].curve("env-steps", "return")
     assert x.tolist() == [1000.0] and y.tolist() == [1.0] and math.isfinite(y[0])
     plot([run], tmp_path / "b.png")

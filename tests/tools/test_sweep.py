@@ -185,8 +185,9 @@ def test_what_fails_behind_an_interruption_has_failed(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         sweep(quick(), {"lr": [1e-3]}, tmp_path / "s")
     for _ in range(2):
-        (trial,) = sweep(quick(), {"lr": [1e-3]}, tmp_path / "s")
-        assert (trial.state, trial.failure) == ("fail", "NaN")
+        with pytest.raises(RunError, match="no setting could be run; NaN"):
+            sweep(quick(), {"lr": [1e-3]}, tmp_path / "s")
+    assert [row["state"] for row in rows(tmp_path / "s")] == ["fail"]
 
 
 def test_settings_that_cannot_be_together_fail_alone(tmp_path):
@@ -257,8 +258,9 @@ def test_processes_share_the_work(tmp_path):
 
 
 def test_a_setting_that_fails_is_told_and_the_others_go_on(tmp_path):
-    tried = sweep(quick(total_steps=8), {"lr": [1e-3, 1e-2]}, tmp_path / "s")  # no game ends within 8 steps
-    assert [trial.state for trial in tried] == ["fail", "fail"] and not (tmp_path / "s" / "best.yaml").exists()
+    with pytest.raises(RunError, match="no setting could be run; .*no episode has ended"):
+        sweep(quick(total_steps=8), {"lr": [1e-3, 1e-2]}, tmp_path / "s")  # no game ends within 8 steps
+    assert not (tmp_path / "s" / "best.yaml").exists()
     assert [row["mean_return"] for row in rows(tmp_path / "s")] == ["", ""]
 
 
@@ -273,6 +275,10 @@ def test_a_setting_that_fails_is_told_and_the_others_go_on(tmp_path):
         ('--space {"lr":[]}', "space.lr: [] is neither a list of values nor a range"),
         ('--space {"lr":3}', "space.lr: 3 is neither a list of values nor a range"),
         ('--space {"lr":[-1]}', "space: lr: -1.0 is out of range"),
+        ('--space {"lr":[0.001,1e-3]}', "space.lr: [0.001, 0.001] has a value twice"),
+        ('--space {"lr":{"low":0,"high":1,"log":true}} --sampler tpe --trials 1', "true only of a range above 0"),
+        ('--space {"lr":{"low":1,"high":2,"log":1}} --sampler tpe --trials 1', "log is true or false"),
+        ('--space {"lr":[1e-3]} --seeds -1', "seed: -1 is out of range"),
         ('--space {"lr":["x"]}', "space: lr: expected a number, found text"),
         ('--space {"lr":{"low":0.1,"high":1}}', "space.lr: a grid needs a list of values"),
         ('--space {"lr":{"low":0.1}} --sampler tpe --trials 2', "space.lr: {'low': 0.1} is no range"),
@@ -295,6 +301,34 @@ def test_mistakes(tmp_path, monkeypatch, capsys, flags, told):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and told in lines[0]
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_ranges_of_real_numbers_have_real_ones_between_whole_ends(tmp_path, pretended):
+    space = {"gamma": {"low": 0, "high": 1}, "num_steps": {"low": 1, "high": 64}}
+    tried = sweep(quick(), space, tmp_path / "s", sampler="random", trials=5)
+    assert len({trial.values["gamma"] for trial in tried}) == 5
+    assert all(isinstance(trial.values["num_steps"], int) for trial in tried)
+
+
+@pytest.mark.parametrize("name", ["s?a=1", "s#b", "s%41", "sä b"])
+def test_a_sweeps_folder_may_be_called_anything(tmp_path, pretended, name):
+    assert len(sweep(quick(), GRID, tmp_path / name)) == 4
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name / "study.db").is_file()
+
+
+def test_a_sweep_of_which_nothing_could_be_run_has_failed(tmp_path, capsys):
+    command = [
+        "sweep",
+        "--env",
+        "torch:nowhere:Nothing",
+        "--space",
+        '{"lr":[1e-3]}',
+        "--sweep-dir",
+        str(tmp_path / "s"),
+    ]
+    assert main([*command, "--quiet"]) == 1
+    told = capsys.readouterr()
+    assert not told.out and "no setting could be run; torch:nowhere:Nothing: " in told.err
 
 
 @pytest.mark.parametrize("changed", [{"seeds": [1]}, {"sampler": "random", "trials": 2}, {"space": {"lr": [1e-3]}}])
