@@ -142,7 +142,7 @@ def overlap(env: str, samples: int = 64, repeats: int = 15) -> dict[str, float]:
         if network is behind:
             sum_gradients(behind.parameters(), torch.zeros(3, device=device), ranks)
         if device.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
 
     found: dict[str, float] = {}
     for parts in (1, 4):

@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "LOCAL_RANK" not in os.environ:
             raise
         if _speaks_first(told := traceback.format_exc()):
-            print(told, file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):
+                print(told, file=sys.stderr, flush=True)
         code = 1
     if code and "LOCAL_RANK" in os.environ:
         leave(code)  # Python would wait for what is under way between ranks

@@ -34,7 +34,10 @@ HEARING = timedelta(seconds=0.5)
 # What torchrun tells each rank.
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # What torch says of a process that is no longer there.
-_GONE = re.compile("closed by peer|reset by peer|broken pipe|connection refused|remote process exited", re.IGNORECASE)
+_GONE = re.compile(
+    "clos(ed|ure) by (a |remote )?peer|reset by peer|broken pipe|connection refused|process exited|likely closed",
+    re.IGNORECASE,
+)
 # Rows of numbers that `Ranks.exchange` sends at once.
 ROWS_AT_ONCE = 32
 _calls = itertools.count()

@@ -110,8 +110,11 @@ def check(name: str, value: Any, hint: Any) -> None:
             raise UserError(
                 f"{name}: expected a mapping such as {{frame_skip: 4}}, found {kind_of(value)} ({show(value)})."
             )
-        for key, inner in value.items():
-            _check_plain(f"{name}.{key}", inner)
+        try:
+            for key, inner in value.items():
+                _check_plain(f"{name}.{key}", inner)
+        except RecursionError:
+            raise UserError(f"{name}: it contains itself.") from None
     elif hint is float:
         if isinstance(value, str) and _reads_as_number(value):
             raise UserError(
@@ -137,18 +140,22 @@ def check_ranges(flags: object, limits: Mapping[str, Range]) -> None:
 
 def _check_plain(name: str, value: Any) -> None:
     """Raise `UserError` unless `value` is what JSON holds: text, finite numbers, true, false, null, or several."""
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+    kind = type(value)  # a subclass, such as numpy's numbers, is nothing that a file gives back
+    if kind is dict:
         for key, inner in value.items():
+            _check_plain(name, key)
             _check_plain(f"{name}.{key}", inner)
-    elif isinstance(value, list | tuple):
+    elif kind in (list, tuple):
         for inner in value:
             _check_plain(name, inner)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{name}: {show(value)} is not finite, and cannot be kept with the run.")
-    elif not (value is None or isinstance(value, str | int | float)):
-        raise UserError(
-            f"{name}: {show(value)} is {kind_of(value)}, and cannot be kept with the run; write plain values."
-        )
+    elif not (
+        value is None
+        or kind is bool
+        or (kind is int and abs(value) < 2**63)
+        or (kind is float and math.isfinite(value))
+        or (kind is str and not any("\ud800" <= letter <= "\udfff" for letter in value))
+    ):
+        raise UserError(f"{name}: {show(value)} is nothing that can be kept with a run; write plain values.")
 
 
 def _reads_as_number(text: str) -> bool:

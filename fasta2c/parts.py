@@ -107,7 +107,7 @@ def assemble(
 ) -> Parts:
     """The parts of a run of `config` (its preset filled in) over groups of `envs`, fresh parameters on `device`.
 
-    Several `ranks` begin with the same parameters, and learn the same from environments of their own; `tell` is the
+    Several `ranks` begin with the same parameters, and learn the same from environments of their own; `exchange` is the
     collector's.
     """
     spec, num_envs = envs[0].spec, sum(group.num_envs for group in envs)

@@ -128,3 +128,9 @@ def test_options_that_change_what_is_observed_are_refused(tmp_path):
 def test_a_count_below_one_is_refused(tmp_path):
     with pytest.raises(UserError, match="at least 1"):
         evaluate(tmp_path, episodes=0)
+
+
+def test_the_runs_own_seed_is_meant_where_none_is_given(tmp_path):
+    run = train(TrainConfig(seed=3, num_envs=2, total_steps=32, quiet=True, run_dir=tmp_path / "run")).run_dir
+    own, given, other = (evaluate(run, episodes=20, device="cpu", seed=seed).mean_return for seed in (None, 3, 0))
+    assert own == given != other

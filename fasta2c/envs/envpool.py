@@ -129,10 +129,10 @@ class EnvPoolEnvs(HostEnvs):
             over = state["info:terminated"].astype(np.bool_) & done
             terminated |= over
             scores, game_over = state["info:reward"], over | truncated
-        first = self._previous_done & (state["elapsed_step"] == 0)
+        opens = self._previous_done & (state["elapsed_step"] == 0)
         valid = ~self._previous_done
         self._previous_done = done
-        return Row(self._observations(state), rewards, terminated, truncated, valid, first, scores, game_over)
+        return Row(self._observations(state), rewards, terminated, truncated, valid, opens, scores, game_over)
 
     @property
     def fps(self) -> float:

@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 # A tensor, or dicts of them as the observation space nests them.
 Observations = Any
 # What presets switch on for training, and evaluation switches off: it plays whole games for their own score.
-TRAINING_ONLY = ("reward_clip", "episodic_life")
+TRAINING_ONLY = ("reward_clip", "episodic_life", "zero_discount_on_life_loss")  # the last in older runs alone
 
 
 def make_host_envs(

@@ -110,7 +110,7 @@ class Vector:
                 if pipe is not None:
                     pipe.close()
         else:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(*custom.RAISED):
                 self.envs.close()
         self.envs.closed = True
 

@@ -111,7 +111,8 @@ class Learner:
         rewards_TE = self._rewards(rollout)
         advantages_TE, returns_TE = torch.empty_like(rewards_TE), torch.zeros_like(rewards_TE)
         targets_TE = returns_TE if self._target_lambda == self._config.gae_lambda else torch.empty_like(returns_TE)
-        learnt_TE = torch.zeros_like(rollout.valid_TE)
+        # Of the last step on each row: what the critic said, and that there was one.
+        values_TE, learnt_TE = torch.zeros_like(rewards_TE), torch.zeros_like(rollout.valid_TE)
         totals = torch.zeros(6, device=returns_TE.device)
         wanted = torch.ones((), dtype=torch.bool, device=returns_TE.device)
         minibatches = list(rollout.minibatches(self._num_minibatches))
@@ -122,15 +123,17 @@ class Learner:
                 forwards, ratios_TE = self._forwards(rollout, envs), None
             else:
                 forwards, ratios_TE = self._recomputed(rollout, envs)
-            estimate = self._estimator(rollout, rewards_TE, envs, ratios_TE)
-            advantages_TE[:, envs], returns_TE[:, envs] = self._advantages(rollout, envs, estimate)
-            if targets_TE is not returns_TE:
-                targets_TE[:, envs] = estimate(rollout.values_T1E, self._target_lambda)[1]
             if ratios_TE is not None and self._config.target_kl:
                 kl = mean_kl(ratios_TE, rollout.valid_TE[:, envs], self._ranks)
                 wanted = wanted & (kl <= self._config.target_kl)
                 if self._breaks_off and not wanted:
                     break
+            estimate = self._estimator(rollout, rewards_TE, envs, ratios_TE)
+            advantages_TE[:, envs], returns = self._advantages(rollout, envs, estimate)
+            for kept_TE, new in ((returns_TE, returns), (values_TE, rollout.values_T1E[:-1, envs])):
+                kept_TE[:, envs] = torch.where(wanted, new, kept_TE[:, envs])
+            if targets_TE is not returns_TE:
+                targets_TE[:, envs] = estimate(rollout.values_T1E, self._target_lambda)[1]
             sums, grad_norm = self._step_on(rollout, envs, forwards, advantages_TE, targets_TE, wanted, count)
             for _ in range(self._config.critic_updates - 1):
                 self._step_critic(rollout, envs, estimate, wanted, count)
@@ -143,11 +146,11 @@ class Learner:
             seen = ((rollout.observations(*chunk), rollout.valid_TE[chunk].flatten()) for chunk in chunks)
             self._model.update_moments(seen, self._ranks)
         means = totals[:3] / totals[3].clamp_min(1)
-        explained = explained_variance(rollout.values_T1E[:-1], returns_TE, learnt_TE, self._ranks)
+        explained = explained_variance(values_TE, returns_TE, learnt_TE, self._ranks)
         return torch.cat([means, torch.stack([explained, totals[4] / totals[5]])])
 
     def _count(self, rollout: RolloutBuffer, minibatches: list[slice]) -> Tensor:
-        """All ranks' valid rows in each share [minibatches], at least 1; with it they tell if numbers are bad."""
+        """All ranks' valid rows in each of `minibatches` [number], at least 1; with it they tell if numbers are bad."""
         own = [rollout.valid_TE[:, envs].sum() for envs in minibatches]
         *counts, bad = self._ranks.sum(torch.stack([*own, self.watch.bad.long()]))
         if self._ranks.count > 1:

@@ -153,7 +153,7 @@ class _Custom(nn.Module):
         made = custom.load(name, "encoder")
         try:
             built = made(observation_space(layout))
-        except Exception as error:  # the user's constructor can raise anything
+        except custom.RAISED as error:  # the user's constructor can raise anything
             raise UserError(f"encoder: {name} cannot be made: {type(error).__name__}: {error}") from None
         features = getattr(built, "features", None)
         if not (isinstance(built, nn.Module) and isinstance(features, int)):
@@ -166,7 +166,7 @@ class _Custom(nn.Module):
         try:
             with torch.no_grad():
                 found = list(self(layout.unpack(packed)).shape)
-        except Exception as error:
+        except custom.RAISED as error:
             raise UserError(f"encoder: {name} fails on two observations: {type(error).__name__}: {error}") from None
         if found != [2, features]:
             raise UserError(f"encoder: {name} gives {found} for two observations, not [2, {features}].")

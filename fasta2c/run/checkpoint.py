@@ -108,7 +108,7 @@ def resolve(path: Path, which: str = "latest") -> Path:
         which: for a run directory, `latest`, `best` or a file (a path, or a name in the checkpoints folder).
 
     Raises:
-        UserError: there is no such file, or it cannot be looked for.
+        UserError: there is no such file, it cannot be looked for, or `path` leaves no choice.
     """
     try:
         return _find(path, which)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fasta2c.config import RENAMED, RESUMABLE
-from fasta2c.errors import UserError, one_line, warn
+from fasta2c.errors import UserError, warn
 from fasta2c.presets import PROVENANCE, read_yaml
 from fasta2c.run.directory import RunDirectory
 from fasta2c.stats import bootstrap_interval, interquartile_mean, mean
@@ -28,7 +28,7 @@ _NO_SETTING = ({"env", "seed", "run_dir", "init_from"} | RESUMABLE | PROVENANCE)
 
 @dataclass(frozen=True)
 class Run:
-    """A run's metrics: columns [rows], NaN where a row has none."""
+    """A run's metrics: columns [rows], of the rows that have all that is drawn."""
 
     path: Path
     config: dict[str, Any]
@@ -36,10 +36,8 @@ class Run:
     columns: dict[str, NDArray[np.float64]]
 
     def curve(self, axis: str, metric: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Where there are numbers: x and y [points], x rising."""
-        x, y = self.columns[AXES[axis]], self.columns[METRICS[metric]]
-        there = np.isfinite(x) & np.isfinite(y)
-        return x[there], y[there]
+        """x and y [points], x rising."""
+        return self.columns[AXES[axis]], self.columns[METRICS[metric]]
 
 
 @dataclass(frozen=True)
@@ -99,11 +97,14 @@ def _read(directory: RunDirectory) -> Run:
             whole = (line for line in file if "\0" not in line)  # a power cut leaves zeros
             rows = [[_number(row.get(name)) for name in needed] for row in csv.DictReader(whole)]
     except (OSError, csv.Error) as error:
-        raise UserError(f"{directory.metrics_file} cannot be read ({one_line(error)}).") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{directory.metrics_file} cannot be read ({reason}).") from None
     table = np.array(rows, dtype=np.float64).reshape(-1, len(needed))
     table = table[np.isfinite(table).all(axis=1)]
     if not len(table):
-        raise UserError(f"{directory.path} has nothing to show yet: no episode has ended when it was last logged.")
+        raise UserError(
+            f"{directory.path} has nothing to show yet: metrics.csv has no whole row from behind the end of an episode."
+        )
     return Run(directory.path, config, dict(zip(needed, table.T, strict=True)))
 
 

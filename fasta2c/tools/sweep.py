@@ -132,8 +132,8 @@ def sweep(
             shown.say(str(_told(study.trials[trial.number], folder)))
             shown.update(len(ended(study)))
     tried = _conclude(study, config, folder)
-    if tried and all(trial.state == "fail" for trial in tried):
-        raise RunError(f"no setting could be run; {tried[0].failure.rstrip('.')}. More in {folder / 'trials.csv'}.")
+    if len(tried) >= trials and all(trial.state == "fail" for trial in tried):  # else others are at work still
+        raise RunError(f"no setting came to an end ({folder / 'trials.csv'} has why): {tried[0].failure}")
     return tried
 
 
@@ -168,11 +168,11 @@ def _checked(space: Mapping[str, Any], config: TrainConfig, sampler: Sampler) ->
         log = values.get("log", False) if isinstance(values, dict) else False
         if not isinstance(log, bool) or (log and ends[0] <= 0):
             raise UserError(f"space.{name}: {values}: log is true or false, and true only of a range above 0.")
-        if not ends and len({json.dumps(value) for value in values}) < len(values):
-            raise UserError(f"space.{name}: {values} has a value twice.")
         taken = [from_plain({name: value}, "space")[name] for value in ends or values]
-        for value in taken:
+        for number, value in enumerate(taken):
             TrainConfig(**{name: value})
+            if value in taken[:number]:
+                raise UserError(f"space.{name}: {values} has {value} twice.")
         checked[name] = {**values, "low": taken[0], "high": taken[1]} if isinstance(values, dict) else values
     return checked
 
@@ -276,10 +276,11 @@ def _conclude(study: optuna.Study, config: TrainConfig, folder: Path) -> list[Tr
         return []
     table = io.StringIO()
     rows = csv.writer(table)
-    rows.writerow(["rank", "state", "mean_return", "scores", *tried[0].values])
+    rows.writerow(["rank", "state", "mean_return", "scores", *tried[0].values, "failure"])
     for rank, trial in enumerate(tried, 1):
         mean = trial.mean if trial.scores else ""
-        rows.writerow([rank, trial.state, mean, " ".join(f"{s:g}" for s in trial.scores), *trial.values.values()])
+        scores = " ".join(f"{s:g}" for s in trial.scores)
+        rows.writerow([rank, trial.state, mean, scores, *trial.values.values(), trial.failure])
     complete = [trial for trial in tried if trial.state == "complete"]
     try:
         write_atomically(folder / "trials.csv", table.getvalue().encode())

@@ -20,10 +20,10 @@ def ramp(value, num_envs):
     return (np.arange(num_envs) * 100 + value).astype(np.uint8).reshape(num_envs, 1, 1, 1)
 
 
-def row(frames, first):
+def row(frames, opens):
     """A row of which only frames matter."""
     nothing = np.zeros(len(frames))
-    return Row(frames, nothing, nothing > 0, nothing > 0, nothing < 1, first, nothing, nothing > 0)
+    return Row(frames, nothing, nothing > 0, nothing > 0, nothing < 1, opens, nothing, nothing > 0)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 7])

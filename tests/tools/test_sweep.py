@@ -185,7 +185,7 @@ def test_what_fails_behind_an_interruption_has_failed(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         sweep(quick(), {"lr": [1e-3]}, tmp_path / "s")
     for _ in range(2):
-        with pytest.raises(RunError, match="no setting could be run; NaN"):
+        with pytest.raises(RunError, match="no setting came to an end .*: NaN"):
             sweep(quick(), {"lr": [1e-3]}, tmp_path / "s")
     assert [row["state"] for row in rows(tmp_path / "s")] == ["fail"]
 
@@ -258,7 +258,7 @@ def test_processes_share_the_work(tmp_path):
 
 
 def test_a_setting_that_fails_is_told_and_the_others_go_on(tmp_path):
-    with pytest.raises(RunError, match="no setting could be run; .*no episode has ended"):
+    with pytest.raises(RunError, match="no setting came to an end .*no episode has ended"):
         sweep(quick(total_steps=8), {"lr": [1e-3, 1e-2]}, tmp_path / "s")  # no game ends within 8 steps
     assert not (tmp_path / "s" / "best.yaml").exists()
     assert [row["mean_return"] for row in rows(tmp_path / "s")] == ["", ""]
@@ -275,7 +275,8 @@ def test_a_setting_that_fails_is_told_and_the_others_go_on(tmp_path):
         ('--space {"lr":[]}', "space.lr: [] is neither a list of values nor a range"),
         ('--space {"lr":3}', "space.lr: 3 is neither a list of values nor a range"),
         ('--space {"lr":[-1]}', "space: lr: -1.0 is out of range"),
-        ('--space {"lr":[0.001,1e-3]}', "space.lr: [0.001, 0.001] has a value twice"),
+        ('--space {"lr":[0.001,1e-3]}', "space.lr: [0.001, 0.001] has 0.001 twice"),
+        ('--space {"gamma":[1,1.0]}', "space.gamma: [1, 1.0] has 1.0 twice"),
         ('--space {"lr":{"low":0,"high":1,"log":true}} --sampler tpe --trials 1', "true only of a range above 0"),
         ('--space {"lr":{"low":1,"high":2,"log":1}} --sampler tpe --trials 1', "log is true or false"),
         ('--space {"lr":[1e-3]} --seeds -1', "seed: -1 is out of range"),
@@ -328,7 +329,23 @@ def test_a_sweep_of_which_nothing_could_be_run_has_failed(tmp_path, capsys):
     ]
     assert main([*command, "--quiet"]) == 1
     told = capsys.readouterr()
-    assert not told.out and "no setting could be run; torch:nowhere:Nothing: " in told.err
+    assert not told.out and "no setting came to an end" in told.err and "torch:nowhere:Nothing: " in told.err
+
+
+def test_a_sweep_that_others_are_at_work_on_has_not_failed(tmp_path, monkeypatch):
+    def failing(config, **options):
+        raise RunError("NaN")
+
+    monkeypatch.setattr(module, "train", failing)
+    with pytest.raises(RunError):
+        sweep(quick(), {"lr": [1e-3]}, tmp_path / "s", trials=1)
+    (tmp_path / "t" / "workers").mkdir(parents=True)
+    study = study_module.open_study(tmp_path / "t", "grid", prune=False)
+    study.enqueue_trial({"lr": "0.01"})
+    study.ask({}).set_user_attr("worker", "other")
+    with study_module.lock(tmp_path / "t" / "workers" / "other"):
+        (trial,) = sweep(quick(), {"lr": [1e-2, 1e-3]}, tmp_path / "t")
+    assert trial.state == "fail" and rows(tmp_path / "t")[0]["failure"] == "NaN"
 
 
 @pytest.mark.parametrize("changed", [{"seeds": [1]}, {"sampler": "random", "trials": 2}, {"space": {"lr": [1e-3]}}])
