@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The README has it once, and .ci/run takes it from there.
 TEST_LINE = (
     "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt '.[test]' && .venv/bin/ruff check . "
-    "&& .venv/bin/mypy && .venv/bin/lint-imports && .venv/bin/python -m pytest"
+    "&& .venv/bin/mypy && .venv/bin/lint-imports && .venv/bin/python -m pytest -n 2 --dist loadfile"
 )
 
 
