@@ -154,7 +154,7 @@ def test_the_flags_that_the_docs_name_exist():
     known |= {option for action in get_args_parser()._actions for option in action.option_strings}  # torchrun's
     known |= {"--model", "--json"}  # benchmarks/ranks.py's
     known |= {"--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--signal", "--requeue"}  # Slurm's
-    known |= {"--cpu-bind", "--cpunodebind", "--membind"}
+    known |= {"--cpu-bind", "--cpunodebind", "--membind", "--dist"}  # of srun, numactl and pytest
     known |= {"--help", "--version", "--tyro-write-completion", "--no-prune", "--logdir"}
     foreign = set(re.findall(r"^\| `(--[a-z-]+)", (ROOT / "docs/migrating.md").read_text(), re.MULTILINE))
     foreign |= set(re.findall(r"`(--[a-z-]+)", (ROOT / "docs/migrating.md").read_text().partition("## CleanRL")[2]))
