@@ -384,10 +384,7 @@ def test_a_second_step_of_a_network_with_memory_unrolls_it_anew(keep_graph, agai
     settings = TrainConfig(recurrent="gru", recurrent_size=5, optimizer="adam", lr=1e-30, **again)
     torch.manual_seed(1)
     model = ActorCritic(SPEC, settings)
-    buffer = RolloutBuffer(T, E, SPEC, torch.device("cpu"), state_size=model.state_size)
-    whole = rollout()
-    for name in ("frames", "rewards_TE", "actions_TE", "valid_TE"):
-        getattr(buffer, name).copy_(getattr(whole, name))
+    buffer = rollout_of(model)
     buffer.first_state_ES.normal_(generator=torch.Generator().manual_seed(3))
     buffer.fills[2, 1] = True
     rows = slice(0, T + 1), slice(0, E)
@@ -419,6 +416,14 @@ def test_a_second_step_of_a_network_with_memory_unrolls_it_anew(keep_graph, agai
     assert metrics["policy_loss"] == pytest.approx(-(buffer.log_probs_TE * advantages).mean().item(), rel=1e-4)
 
 
+def rollout_of(model):
+    """The same as `rollout`, with room for what a network with memory remembers."""
+    buffer, whole = RolloutBuffer(T, E, SPEC, torch.device("cpu"), state_size=model.state_size), rollout()
+    for name in ("frames", "rewards_TE", "values_T1E", "actions_TE", "valid_TE"):
+        getattr(buffer, name).copy_(getattr(whole, name))
+    return buffer
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "muon", "rmsprop-tf"])
 def test_steps_of_the_critic_alone_leave_the_actor_though_its_gradients_are_zeros(optimizer):
     """Compiled code gives parameters that a loss does not depend on gradients of 0, where plain code gives none."""
@@ -434,10 +439,7 @@ def test_steps_of_the_critic_alone_leave_the_actor_though_its_gradients_are_zero
             policy, values, state = model.unroll(*arguments)
             return policy, values + 0.0 * policy.sum() if as_compiled else values, state
 
-        buffer = RolloutBuffer(T, E, SPEC, torch.device("cpu"), state_size=model.state_size)
-        whole = rollout()
-        for name in ("frames", "rewards_TE", "values_T1E", "actions_TE", "valid_TE"):
-            getattr(buffer, name).copy_(getattr(whole, name))
+        buffer = rollout_of(model)
         learn = Learner(
             model,
             build_optimizer(model, settings),
@@ -467,10 +469,7 @@ def test_backpropagation_goes_through_all_rows(kind, shared):
     model = ActorCritic(SPEC, settings)
     graphs = Graphs(torch.device("cpu"))
     generator = torch.Generator().manual_seed(3)
-    buffer = RolloutBuffer(T, E, SPEC, torch.device("cpu"), state_size=model.state_size)
-    whole = rollout()
-    for name in ("frames", "rewards_TE", "values_T1E", "actions_TE", "valid_TE"):
-        getattr(buffer, name).copy_(getattr(whole, name))
+    buffer = rollout_of(model)
     buffer.first_state_ES.normal_(generator=generator)
     buffer.fills[2, 1] = buffer.fills[1, 4] = True
     state, policies, values = buffer.first_state_ES, [], []
