@@ -230,9 +230,9 @@ def speaks_first(message: str, *, for_another: bool = False) -> bool:
         # Not the process group's own: this one need not have come so far.
         store = _store(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=timedelta(seconds=5))
         spoken = f"fasta2c/spoken/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
-        before = store.add(spoken, 1) - 1
+        first = store.add(spoken, 1) == 1
         if for_another:
-            return before == 0
+            return first
         alike = re.sub(r"[\d.,]+", "", message)  # how much memory was free, say
         return store.add(f"{spoken}/{hashlib.sha256(alike.encode()).hexdigest()}", 1) == 1
     except (RuntimeError, ValueError):  # whoever kept it has gone

@@ -72,6 +72,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
+def reason(error: Exception) -> str:
+    """Why the system refused, without the path that a message names already; of other errors what they say."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether `error` says that memory is out: Python's own, or one in torch's words."""
     return isinstance(error, MemoryError) or any(words in str(error) for words in ("out of memory", "allocate memory"))

@@ -131,7 +131,7 @@ class Learner:
             estimate = self._estimator(rollout, rewards_TE, envs, ratios_TE)
             advantages_TE[:, envs], returns = self._advantages(rollout, envs, estimate)
             for kept_TE, new in ((returns_TE, returns), (values_TE, rollout.values_T1E[:-1, envs])):
-                kept_TE[:, envs] = torch.where(wanted, new, kept_TE[:, envs])
+                kept_TE[:, envs] = new if self._breaks_off else torch.where(wanted, new, kept_TE[:, envs])
             if targets_TE is not returns_TE:
                 targets_TE[:, envs] = estimate(rollout.values_T1E, self._target_lambda)[1]
             sums, grad_norm = self._step_on(rollout, envs, forwards, advantages_TE, targets_TE, wanted, count)

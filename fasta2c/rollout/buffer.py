@@ -93,7 +93,7 @@ class RolloutBuffer:
         """What it remembered before row 0."""
         returned = (self.rewards_TE, self.terminated_TE, self.truncated_TE, self.valid_TE)
         self._returned = [_Mirror.of(x, x) for x in returned]
-        self._truncated = self._returned[2]
+        _, _, self._truncated, _ = self._returned
         self._frames = [_Mirror.of(x, x[:1]) for x in (self.frames, self.fills)]
         self.forwards: list[Forward] = []
         """The forward passes that acted, with their graphs, if the collector keeps them; the learner takes them."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from fasta2c.errors import RunError, UserError
+from fasta2c.errors import RunError, UserError, reason
 from fasta2c.run.directory import RunDirectory, clear_temporaries, sync_folder, temporary_beside, write_atomically
 
 FORMAT_VERSION = 2
@@ -58,8 +58,9 @@ def load(path: Path, *, map_location: str | torch.device = "cpu") -> dict[str, A
     try:
         file = path.open("rb")
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} cannot be read ({reason}); give a run directory or one of its checkpoints.") from None
+        raise UserError(
+            f"{path} cannot be read ({reason(error)}); give a run directory or one of its checkpoints."
+        ) from None
     damaged = f"{path} is damaged or cut short; {_another(path)}."
     foreign = f"{path} is not a checkpoint of fasta2c; give a run directory or a file from its checkpoints folder."
     with file, warnings.catch_warnings():

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from fasta2c.errors import RunError, UserError
+from fasta2c.errors import RunError, UserError, reason
 
 # What a run keeps in its folder beside TensorBoard's files.
 OURS = ("config.yaml", "metrics.csv", "summary.json", "checkpoints")
@@ -67,7 +67,7 @@ class RunDirectory:
                 with contextlib.suppress(OSError, ValueError):
                     empty.rmdir()
             if isinstance(error, OSError | ValueError):  # ValueError: a NUL in the name
-                raise UserError(f"{folder} cannot be written ({_reason(error)}); choose another --run-dir.") from None
+                raise UserError(f"{folder} cannot be written ({reason(error)}); choose another --run-dir.") from None
             raise
 
     @classmethod
@@ -88,7 +88,7 @@ class RunDirectory:
                 clear_temporaries(path)
         except (OSError, ValueError) as error:
             verb = "written" if lock else "read"
-            raise UserError(f"{path} cannot be {verb} ({_reason(error)}); change its permissions or copy it.") from None
+            raise UserError(f"{path} cannot be {verb} ({reason(error)}); change its permissions or copy it.") from None
         return directory
 
     @classmethod
@@ -158,7 +158,7 @@ class RunDirectory:
         try:
             write_atomically(path, text.encode())
         except OSError as error:
-            raise RunError(f"{path} cannot be written ({_reason(error)}); make room or check the disk.") from None
+            raise RunError(f"{path} cannot be written ({reason(error)}); make room or check the disk.") from None
 
 
 def check_output(path: Path) -> None:
@@ -176,7 +176,7 @@ def check_output(path: Path) -> None:
             if not stat.S_ISREG(mode):
                 raise UserError(f"{path} is no file; name another.")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise UserError(f"{path} cannot be written ({_reason(error)}).") from None
+        raise UserError(f"{path} cannot be written ({reason(error)}).") from None
 
 
 def _is_of_a_run(path: Path) -> bool:
@@ -303,7 +303,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fasta2c.config import RENAMED, RESUMABLE
-from fasta2c.errors import UserError, warn
+from fasta2c.errors import UserError, reason, warn
 from fasta2c.presets import PROVENANCE, read_yaml
 from fasta2c.run.directory import RunDirectory
 from fasta2c.stats import bootstrap_interval, interquartile_mean, mean
@@ -97,8 +97,7 @@ def _read(directory: RunDirectory) -> Run:
             whole = (line for line in file if "\0" not in line)  # a power cut leaves zeros
             rows = [[_number(row.get(name)) for name in needed] for row in csv.DictReader(whole)]
     except (OSError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{directory.metrics_file} cannot be read ({reason}).") from None
+        raise UserError(f"{directory.metrics_file} cannot be read ({reason(error)}).") from None
     table = np.array(rows, dtype=np.float64).reshape(-1, len(needed))
     table = table[np.isfinite(table).all(axis=1)]
     if not len(table):

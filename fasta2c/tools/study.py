@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from fasta2c.errors import UserError
+from fasta2c.errors import UserError, reason
 from fasta2c.presets import read_yaml
 from fasta2c.run.directory import write_atomically
 
@@ -48,9 +48,7 @@ def join(folder: Path, about: dict[str, Any]) -> Iterator[str]:
                 write_atomically(file, yaml.safe_dump(about, sort_keys=False).encode())
             before = read_yaml(file)
     except (OSError, UnicodeError) as error:
-        raise UserError(
-            f"{folder} cannot be written ({getattr(error, 'strerror', None) or error}); choose another folder."
-        ) from None
+        raise UserError(f"{folder} cannot be written ({reason(error)}); choose another folder.") from None
     changed = [key for key in about if before.get(key) != yaml.safe_load(yaml.safe_dump(about[key]))]
     if changed:
         raise UserError(f"{folder} holds a sweep with another {' and '.join(changed)}; choose a new folder.")

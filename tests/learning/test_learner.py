@@ -35,20 +35,21 @@ def learner(micro_batch=1024, keep_graph=True, **config):
     settings = TrainConfig(**{"lr": 0.05, "optimizer": "rmsprop", **config})
     torch.manual_seed(1)
     model = ActorCritic(SPEC, settings)
-    optimizer = build_optimizer(model, settings)
-    graphs = Graphs(torch.device("cpu"))
     scaler = RewardScaler(E, settings.gamma) if settings.normalize_rewards else None
-    return model, Learner(
+    return model, learner_of(model, settings, micro_batch, keep_graph=keep_graph, reward_scaler=scaler)
+
+
+def learner_of(model, settings, micro_batch, **options):
+    return Learner(
         model,
-        optimizer,
+        build_optimizer(model, settings),
         settings,
         forward=model,
         micro_batch=micro_batch,
         threads=1,
-        graphs=graphs,
+        graphs=Graphs(torch.device("cpu")),
         num_minibatches=settings.minibatches(E),
-        keep_graph=keep_graph,
-        reward_scaler=scaler,
+        **options,
     )
 
 
@@ -392,18 +393,7 @@ def test_a_second_step_of_a_network_with_memory_unrolls_it_anew(keep_graph, agai
     expected = values.detach().view(T + 1, E)
     log_probs, _ = model.distribution.log_prob_and_entropy(policies[: T * E], buffer.actions_TE.flatten())
     buffer.log_probs_TE.copy_(log_probs.detach().view(T, E))
-    learn = Learner(
-        model,
-        build_optimizer(model, settings),
-        settings,
-        forward=model,
-        micro_batch=2 * T,
-        threads=1,
-        graphs=Graphs(torch.device("cpu")),
-        num_minibatches=settings.minibatches(E),
-        keep_graph=keep_graph,
-        unroll=model.unroll,
-    )
+    learn = learner_of(model, settings, 2 * T, keep_graph=keep_graph, unroll=model.unroll)
     buffer.values_T1E.copy_(expected)
     metrics = dict(zip(METRICS, learn.update(buffer, 0.0).tolist(), strict=True))
     torch.testing.assert_close(buffer.values_T1E, expected)
@@ -440,17 +430,7 @@ def test_steps_of_the_critic_alone_leave_the_actor_though_its_gradients_are_zero
             return policy, values + 0.0 * policy.sum() if as_compiled else values, state
 
         buffer = rollout_of(model)
-        learn = Learner(
-            model,
-            build_optimizer(model, settings),
-            settings,
-            forward=model,
-            micro_batch=2 * T,
-            threads=1,
-            graphs=Graphs(torch.device("cpu")),
-            num_minibatches=1,
-            unroll=unroll,
-        )
+        learn = learner_of(model, settings, 2 * T, unroll=unroll)
         for _ in range(2):
             learn.update(buffer, 0.0)
         return torch.cat([p.detach().flatten() for p in model.parameters()])
@@ -467,7 +447,6 @@ def test_backpropagation_goes_through_all_rows(kind, shared):
     )
     torch.manual_seed(1)
     model = ActorCritic(SPEC, settings)
-    graphs = Graphs(torch.device("cpu"))
     generator = torch.Generator().manual_seed(3)
     buffer = rollout_of(model)
     buffer.first_state_ES.normal_(generator=generator)
@@ -491,18 +470,7 @@ def test_backpropagation_goes_through_all_rows(kind, shared):
     ((sums.policy + 0.5 * sums.value) / (T * E)).backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters()}
     norm = torch.cat([g.flatten() for g in expected.values()]).norm()
-    optimizer = build_optimizer(model, settings)
-    learn = Learner(
-        model,
-        optimizer,
-        settings,
-        forward=model,
-        micro_batch=2 * T,
-        threads=1,
-        graphs=graphs,
-        num_minibatches=1,
-        unroll=model.unroll,
-    )
+    learn = learner_of(model, settings, 2 * T, unroll=model.unroll)
     metrics = dict(zip(METRICS, learn.update(buffer, 0.0).tolist(), strict=True))
     assert metrics["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
     for name, p in model.named_parameters():
