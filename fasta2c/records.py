@@ -14,7 +14,6 @@ from torch import Tensor
 from fasta2c import snapshot
 from fasta2c.config import TrainConfig, to_plain
 from fasta2c.distributed import Ranks
-from fasta2c.learning.optim import schedule
 from fasta2c.learning.tally import Tally
 from fasta2c.parts import Parts
 from fasta2c.run import checkpoint
@@ -125,9 +124,8 @@ class Records:
 
     def row(self, standing: Standing) -> None:
         """Write the means since the last row, and best.pt if it is time to; waits for the device."""
-        config, episodes = self._config, self._episodes
+        episodes, learner = self._episodes, self._parts.learner
         now, steps = self._clock.wall_seconds, standing.env_steps
-        fraction = steps / config.total_steps
         best = -math.inf if self.best_return is None else self.best_return
         if episodes.full and (episodes.mean_return or 0.0) > best:
             self._save_best(standing)
@@ -141,8 +139,8 @@ class Records:
                 "episode_length_mean": episodes.mean_length,
                 "episodes": episodes.count,
                 **self._tally.take_means(),
-                "lr": config.lr * schedule(config.lr_schedule, fraction),
-                "ent_coef": config.ent_coef * schedule(config.ent_schedule, fraction),
+                "lr": learner.lr,
+                "ent_coef": learner.ent_coef,
                 "best_return": self.best_return,
                 "eval_return_mean": self.eval_return,
                 "skipped_updates": standing.skipped,

@@ -1,6 +1,7 @@
 """Whole runs of the trainer on real environments: files, determinism, resume, faults."""
 
 import io
+import itertools
 import json
 import math
 import multiprocessing
@@ -26,7 +27,7 @@ from fasta2c import TrainConfig, evaluate, load_policy
 from fasta2c.errors import RunError, Stopped, UserError
 from fasta2c.launch import train
 from fasta2c.learning import learner
-from fasta2c.learning.learner import Learner
+from fasta2c.learning.learner import METRICS, Learner
 from fasta2c.presets import read_config
 from fasta2c.run import checkpoint
 from fasta2c.trainer import Trainer
@@ -75,8 +76,40 @@ def test_metrics_count_valid_rows_and_end_at_the_run(tmp_path):
     # reset rows are not counted: fewer env steps than rows, by one a finished episode (at most)
     issued = result.updates * 64
     assert issued - result.episodes - 8 <= result.env_steps < issued
-    for name in ("sps", "episode_return_mean", "policy_loss", "value_loss", "entropy", "grad_norm", "lr"):
-        assert float(written[-1][name]) == float(written[-1][name])
+
+
+def test_what_a_row_tells_is_what_was_done(tmp_path):
+    """Speed, shares of time and schedules against a clock that goes by the second; means against the updates' own."""
+    trainer = Trainer(config(tmp_path, total_steps=2000, log_interval=3, lr_schedule="linear", ent_coef=0.02))
+    ticks, updates = itertools.count(), []
+    clock, learner, update = trainer.clock, trainer.learner, trainer.learner.update
+
+    def noted(rollout, progress):
+        metrics = update(rollout, progress)
+        rate = trainer.parts.optimizer.param_groups[0]["lr"]
+        updates.append((float(rate), dict(zip(METRICS, metrics.tolist(), strict=True))))
+        return metrics
+
+    learner.update = noted
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(clock), "wall_seconds", property(lambda clock: 10.0 * next(ticks)))
+        shares = {"env": 0.1, "act": 0.2, "update": 0.3}
+        patch.setattr(type(clock), "shares", property(lambda clock: shares))
+        trainer.run()
+    trainer.close()
+    written = rows(trainer.directory.path)
+    assert len(written) >= 3
+    for number, row in enumerate(written[:-1]):
+        three = updates[3 * number : 3 * number + 3]
+        assert float(row["lr"]) == pytest.approx(three[-1][0], rel=1e-6) and float(row["ent_coef"]) == 0.02
+        for name in METRICS:
+            assert float(row[name]) == pytest.approx(np.mean([metrics[name] for _, metrics in three]), rel=1e-4)
+        assert [float(row[f"{phase}_fraction"]) for phase in shares] == [0.1, 0.2, 0.3]
+    for before, row in itertools.pairwise(written):
+        steps, seconds = (float(row[name]) - float(before[name]) for name in ("env_steps", "wall_seconds"))
+        assert seconds > 0 and float(row["sps"]) == pytest.approx(steps / seconds, rel=1e-6)
+    rates = [float(row["lr"]) for row in written]
+    assert rates == sorted(rates, reverse=True) and 0 < rates[-1] < rates[0] < trainer.config.lr
 
 
 def test_the_same_seed_gives_the_same_parameters_and_another_does_not(tmp_path):

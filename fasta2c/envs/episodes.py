@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -60,8 +61,11 @@ class EpisodeStatistics:
         return games
 
     def record(self, games: Sequence[Game]) -> None:
-        """Count `games` that have ended, here or where other ranks play, and keep the last."""
-        self._finished.extend((game.score, game.length) for game in games)
+        """Count `games` that have ended, here or where other ranks play, and keep the last.
+
+        One whose score is not finite is only counted: an update with such a reward is not made either.
+        """
+        self._finished.extend((game.score, game.length) for game in games if math.isfinite(game.score))
         self.count += len(games)
 
     @property

@@ -86,6 +86,8 @@ class Learner:
         self._target_lambda = TARGET_LAMBDAS.get(config.critic_target, config.gae_lambda)
         self.watch = NumberWatch(device, freeze=config.on_nan == "stop")
         self._breaks_off = device.type == "cpu"  # elsewhere that would wait for the device: steps are made in vain
+        self.lr, self.ent_coef = config.lr, config.ent_coef
+        """Of the last update, as their schedules have them."""
         self._ent_coef = torch.tensor(config.ent_coef, device=device)
         self._rollout: RolloutBuffer | None = None
         self._step: Callable[[], Tensor] | None = None
@@ -95,12 +97,14 @@ class Learner:
 
         Returns:
             the values of `METRICS`, on the device: means over all ranks' valid rows, and of the gradient's norm before
-            clipping.
+            clipping; NaN where there is no such row.
         """
         config = self._config
         # All that differs between updates beside the rollout's contents; the rest may be a recorded graph.
-        set_learning_rate(self._optimizer, schedule(config.lr_schedule, progress))
-        self._ent_coef.fill_(config.ent_coef * schedule(config.ent_schedule, progress))
+        factor = schedule(config.lr_schedule, progress)
+        set_learning_rate(self._optimizer, factor)
+        self.lr, self.ent_coef = config.lr * factor, config.ent_coef * schedule(config.ent_schedule, progress)
+        self._ent_coef.fill_(self.ent_coef)
         if self._step is None or rollout is not self._rollout:
             self._rollout, self._step = rollout, self._graphs.wrap(partial(self._update, rollout))
         with accel.threads(self._threads):
@@ -128,34 +132,35 @@ class Learner:
                 wanted = wanted & (kl <= self._config.target_kl)
                 if self._breaks_off and not wanted:
                     break
+            moves = wanted & (count > 0)  # without a valid row an optimizer's momentum would move them all the same
             estimate = self._estimator(rollout, rewards_TE, envs, ratios_TE)
             advantages_TE[:, envs], returns = self._advantages(rollout, envs, estimate)
             for kept_TE, new in ((returns_TE, returns), (values_TE, rollout.values_T1E[:-1, envs])):
                 kept_TE[:, envs] = new if self._breaks_off else torch.where(wanted, new, kept_TE[:, envs])
             if targets_TE is not returns_TE:
                 targets_TE[:, envs] = estimate(rollout.values_T1E, self._target_lambda)[1]
-            sums, grad_norm = self._step_on(rollout, envs, forwards, advantages_TE, targets_TE, wanted, count)
+            sums, grad_norm = self._step_on(rollout, envs, forwards, advantages_TE, targets_TE, moves, count)
             for _ in range(self._config.critic_updates - 1):
-                self._step_critic(rollout, envs, estimate, wanted, count)
+                self._step_critic(rollout, envs, estimate, moves, count)
             made = torch.stack([count, grad_norm, torch.ones_like(grad_norm)])
-            totals += torch.where(wanted, torch.cat([sums, made]), 0.0)
+            totals += torch.where(moves, torch.cat([sums, made]), 0.0)
             learnt_TE[:, envs] |= rollout.valid_TE[:, envs] & wanted
         self.watch.conclude()
         if self._model.moments is not None:  # only now: within an update all is normalised alike
             chunks = rollout.chunks(self._micro_batch)
             seen = ((rollout.observations(*chunk), rollout.valid_TE[chunk].flatten()) for chunk in chunks)
             self._model.update_moments(seen, self._ranks)
-        means = totals[:3] / totals[3].clamp_min(1)
+        means = totals[:3] / totals[3]
         explained = explained_variance(values_TE, returns_TE, learnt_TE, self._ranks)
         return torch.cat([means, torch.stack([explained, totals[4] / totals[5]])])
 
     def _count(self, rollout: RolloutBuffer, minibatches: list[slice]) -> Tensor:
-        """All ranks' valid rows in each of `minibatches` [number], at least 1; with it they tell if numbers are bad."""
+        """All ranks' valid rows in each of `minibatches` [number]; with it they tell if numbers are bad."""
         own = [rollout.valid_TE[:, envs].sum() for envs in minibatches]
         *counts, bad = self._ranks.sum(torch.stack([*own, self.watch.bad.long()]))
         if self._ranks.count > 1:
             self.watch.hear(bad > 0)
-        return torch.stack(counts).clamp_min(1)
+        return torch.stack(counts)
 
     def _advantages(self, rollout: RolloutBuffer, envs: slice, estimate: Estimate) -> tuple[Tensor, Tensor]:
         """Advantages and returns of `envs` by gae_lambda."""
@@ -183,7 +188,7 @@ class Learner:
         forwards: Iterable[Forward],
         advantages_TE: Tensor,
         targets_TE: Tensor,
-        wanted: Tensor,
+        moves: Tensor,
         count: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """One optimizer step on the rows of `envs`.
@@ -194,7 +199,7 @@ class Learner:
             forwards: the model's outputs, which together cover them.
             advantages_TE: those of `envs` up to date.
             targets_TE: of the values, those of `envs` up to date.
-            wanted: whether the step is to be made at all.
+            moves: whether the step is to be made at all.
             count: valid rows of all ranks that the gradient is the mean of.
 
         Returns:
@@ -212,22 +217,22 @@ class Learner:
                 value_loss=self._config.value_loss,
             )
             loss = sums.policy + self._config.vf_coef * sums.value - self._ent_coef * sums.entropy
-            (loss / count).backward()
+            (loss / count.clamp_min(1)).backward()
             totals += torch.stack(sums).detach()
         totals = sum_gradients(self._model.parameters(), totals, self._ranks)
         grad_norm = clip_grad_norm(self._model.parameters(), self._config.max_grad_norm)
-        step_where(self._optimizer, self.watch.allows(wanted, totals, grad_norm))
+        step_where(self._optimizer, self.watch.allows(moves, totals, grad_norm))
         return totals, grad_norm
 
     def _step_critic(
-        self, rollout: RolloutBuffer, envs: slice, estimate: Estimate, wanted: Tensor, count: Tensor
+        self, rollout: RolloutBuffer, envs: slice, estimate: Estimate, moves: Tensor, count: Tensor
     ) -> None:
         """One more optimizer step of the critic alone on the rows of `envs`, behind the policy's.
 
         Its targets are made of its values as they are by now; what the rollout holds stays what the policy learnt from.
         """
         valid_TE, chunks = rollout.valid_TE, list(rollout.chunks(self._micro_batch, envs))
-        total = torch.zeros(1, device=wanted.device)
+        total = torch.zeros(1, device=moves.device)
         values_T1E, targets_TE = torch.empty_like(rollout.values_T1E), torch.empty_like(rollout.rewards_TE)
         with torch.no_grad():
             for chunk in chunks:
@@ -238,13 +243,13 @@ class Learner:
             values_B, _ = self._values(rollout, rows, part, rollout.first_state_ES[part])
             targets_B, valid_B = targets_TE[rows, part].flatten(), valid_TE[rows, part].flatten()
             loss = value_loss_sum(values_B, targets_B, valid_B, self._config.value_loss)
-            (self._config.vf_coef * loss / count).backward()
+            (self._config.vf_coef * loss / count.clamp_min(1)).backward()
             total += loss.detach()
         for parameter in self._model.actor_parameters():
             parameter.grad = None  # compiled code may have made it 0, and an optimizer would take that for a step
         total = sum_gradients(self._model.critic_parameters(), total, self._ranks)
         grad_norm = clip_grad_norm(self._model.critic_parameters(), self._config.max_grad_norm)
-        step_where(self._optimizer, self.watch.allows(wanted, total, grad_norm))
+        step_where(self._optimizer, self.watch.allows(moves, total, grad_norm))
 
     def _rewards(self, rollout: RolloutBuffer) -> Tensor:
         """The rewards [T, E] that are learnt from."""

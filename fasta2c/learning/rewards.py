@@ -1,4 +1,4 @@
-"""What the learner makes of rewards: scaled by how much returns vary, and cut. Scores stay the game's own.
+"""What the learner makes of rewards: scaled by how much returns vary (the learner cuts them then). Scores stay the game's own.
 
 Shapes: T rows, E environments; `TE` in a name is [T, E].
 """
@@ -15,7 +15,8 @@ from fasta2c.models.normalize import RunningMoments
 class RewardScaler(nn.Module):
     """Divides rewards by the standard deviation of discounted returns so far, as OpenAI Baselines' VecNormalize does.
 
-    Rewards are neither shifted nor divided by less than 1e-4. A rollout's own returns count already.
+    Rewards are neither shifted nor divided by less than 1e-4. A rollout's own returns count already. While returns do
+    not vary (by a ten-thousandth of their mean), rewards are left as they are.
 
     Args:
         num_envs: E.
@@ -46,7 +47,8 @@ class RewardScaler(nn.Module):
             self.return_E.copy_(torch.where(done_TE[t], 0.0, returns_TE[t]))
         new = self.moments.measure(returns_TE.flatten().unsqueeze(1), valid_TE.flatten())
         self.moments.update([new], self._ranks)
-        return rewards_TE * self.moments.scale_D
+        vary = self.moments.variance_D > 1e-8 * self.moments.mean_D.square()
+        return rewards_TE * torch.where(vary, self.moments.scale_D, 1.0)
 
     def load_moments(self, state: dict[str, Tensor]) -> None:
         """Go on from the scale of `state_dict`, all environments beginning new episodes."""

@@ -5,8 +5,8 @@ How numbers are made of a leaf:
 | leaf | becomes |
 |---|---|
 | real numbers | themselves |
-| names (Discrete, MultiDiscrete) of at most 512 kinds | one-hot |
-| whole numbers of 3 to 32 values, as long as the leaf becomes no more than 8,192 numbers | one-hot |
+| names (Discrete, MultiDiscrete) of 3 to 512 kinds, if the leaf becomes no more than 8,192 numbers | one-hot |
+| whole numbers of 3 to 32 values, as long as again | one-hot |
 | other bounded whole numbers (bytes, say), counted from their lower bound | divided by their range |
 | unbounded whole numbers x | sign(x) log(1 + abs(x)) |
 
@@ -48,11 +48,11 @@ class Numbers(nn.Module):
         self._real = leaf.real
         self.one_hot = classes is not None and 2 < classes <= most and leaf.size * classes <= MOST_NUMBERS
         self._logarithmic = classes is None and not self._real
-        self._low = leaf.low if classes else 0.0
+        self._low = int(leaf.low) if classes else 0
         self.scale = 1 / max(leaf.high - leaf.low, 1.0) if classes and not self.one_hot else 1.0
         self.per_element = classes if self.one_hot and classes else 1
         if self.one_hot:
-            self.register_buffer("_values_N", torch.arange(self.per_element) + int(self._low), persistent=False)
+            self.register_buffer("_values_N", torch.arange(self.per_element) + self._low, persistent=False)
 
     def forward(self, leaf: Tensor) -> Tensor:
         """A leaf [B, ...] to float32 [B, ...], with an axis of kinds behind if one-hot."""
@@ -60,11 +60,11 @@ class Numbers(nn.Module):
             return leaf
         if self.one_hot:
             return (leaf.unsqueeze(-1) == self._values_N).to(torch.float32)
+        if self._low:  # first, for float32 cannot tell a large number from the next
+            leaf = leaf.to(torch.int64) - self._low
         numbers = leaf.to(torch.float32)
         if self._logarithmic:
             return numbers.sign() * numbers.abs().log1p()
-        if self._low:
-            numbers = numbers - self._low
         return numbers if self.scale == 1.0 else numbers * self.scale
 
 

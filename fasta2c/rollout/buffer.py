@@ -106,28 +106,28 @@ class RolloutBuffer:
     def store(self, t: int, envs: slice, row: Row) -> None:
         """Keep what row t brought for `envs`: frames at once, rewards and flags on the device from `upload` on.
 
-        The last observation of an episode that ended is only acted on in a reset row. Numbers in it that are not finite
-        are made 0: masked or not, NaN times a gradient of 0 is NaN.
+        The last observation of an episode that is over is acted on in a reset row alone. Its real numbers are made 0:
+        masked or not, NaN times a gradient of 0 is NaN, and so is what a network makes too large of them.
         """
         values = (row.rewards, row.terminated, row.truncated, row.valid)
         for mirror, value in zip(self._returned, values, strict=True):
             mirror.array[t, envs] = value
         if row.lost is not None and t > 0:  # row t tells nothing: the game was cut behind the one before
             self._truncated.array[t - 1, envs] |= row.lost
+        frames, fills = self._frames
         at = self.stack + t
-        observations = self._layout.finite(row.observations, row.terminated)
-        for mirror, value in zip(self._frames, (observations, row.opens), strict=True):
-            if mirror.host is None:
-                mirror.array[at, envs] = value
-            else:
-                mirror.array[0, envs] = value
-                mirror.device[at, envs].copy_(mirror.host[0, envs], non_blocking=True)
+        slot = at if frames.host is None else 0
+        frames.array[slot, envs], fills.array[slot, envs] = row.observations, row.opens
+        self._layout.blank(frames.array[slot, envs], row.terminated)
+        for mirror in self._frames:
+            if mirror.host is not None:
+                mirror.device[at, envs].copy_(mirror.host[slot, envs], non_blocking=True)
 
     def store_tensors(self, t: int, envs: slice, row: TensorRow) -> None:
-        """Keep what row t brought for `envs`, on the device already; what is not finite as in `store`."""
+        """Keep what row t brought for `envs`, on the device already; an episode's end as in `store`."""
         for mirror, value in zip(self._returned, (row.rewards, row.terminated, row.truncated, row.valid), strict=True):
             mirror.device[t, envs] = value
-        observations = self._layout.finite_tensors(row.observations, row.terminated)
+        observations = self._layout.blank_tensors(row.observations, row.terminated)
         for mirror, value in zip(self._frames, (observations, row.opens), strict=True):
             mirror.device[self.stack + t, envs] = value
 
@@ -161,8 +161,7 @@ class RolloutBuffer:
             kept[: self.stack] = last.clone() if self.num_steps < self.stack else last  # the two may overlap
         if self._layout.has_reals:  # what is not finite has been learnt of, or refused, where it was the last
             carried = self.frames[: self.stack].flatten(0, 1)
-            everywhere = torch.ones(len(carried), dtype=torch.bool, device=carried.device)
-            carried.copy_(self._layout.finite_tensors(carried, everywhere))
+            carried.copy_(self._layout.finite_tensors(carried))
 
     def carried(self) -> dict[str, Tensor]:
         """What the next rollout begins with: the last observations, and what is remembered of those before."""

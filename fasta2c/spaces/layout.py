@@ -5,7 +5,7 @@ Shapes: E environments, B samples.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,33 +69,31 @@ class Layout:
             for leaf, span in zip(self.leaves, self._spans, strict=True)
         ]
 
-    def finite(self, rows: NDArray[Any], which: NDArray[np.bool_]) -> NDArray[Any]:
-        """Packed observations [E, *shape], 0 for what is not finite in those that are `which` [E]."""
+    def blank(self, rows: NDArray[Any], which: NDArray[np.bool_]) -> None:
+        """Make the real numbers 0, in place, in those packed observations [E, *shape] that are `which` [E]."""
         if not (self.has_reals and which.any()):
-            return rows
-        chosen, changed = rows[which], False
-        spans = self._spans if self.packed else [slice(None)]
-        for leaf, span in zip(self.leaves, spans, strict=True):
-            if leaf.real and leaf.size:
-                numbers = chosen.reshape(len(chosen), -1)[:, span].view(leaf.dtype)
-                odd = ~np.isfinite(numbers)
-                if odd.any():
-                    numbers[odd], changed = 0, True
-        if changed:
-            rows = rows.copy()
-            rows[which] = chosen
-        return rows
+            return
+        if not self.packed:
+            rows[which] = 0
+            return
+        for leaf, span in zip(self.leaves, self._spans, strict=True):
+            if leaf.real:
+                rows[which, span] = 0
 
-    def finite_tensors(self, rows: Tensor, which: Tensor) -> Tensor:
-        """What `finite` does, of a tensor, without waiting for its device."""
+    def blank_tensors(self, rows: Tensor, which: Tensor) -> Tensor:
+        """What `blank` leaves, of a tensor, which stays as it is."""
+        return self._without(rows, lambda leaf: which.view(-1, *[1] * (leaf.dim() - 1)))
+
+    def finite_tensors(self, rows: Tensor) -> Tensor:
+        """Packed observations, 0 for what is not finite."""
+        return self._without(rows, lambda leaf: ~torch.isfinite(leaf))
+
+    def _without(self, rows: Tensor, which: Callable[[Tensor], Tensor]) -> Tensor:
+        """`rows` with 0 for those real numbers that are `which` of a leaf."""
         if not self.has_reals:
             return rows
-        leaves = self.unpack(rows)
-        for n, leaf in enumerate(self.leaves):
-            if leaf.real:
-                odd = ~torch.isfinite(leaves[n]) & which.view(-1, *[1] * len(leaf.shape))
-                leaves[n] = torch.where(odd, 0.0, leaves[n])
-        return self.pack_tensors(leaves)
+        leaves = zip(self.leaves, self.unpack(rows), strict=True)
+        return self.pack_tensors([torch.where(which(x), 0.0, x) if leaf.real else x for leaf, x in leaves])
 
     def nest(self, leaves: Sequence[Any]) -> Any:
         """The leaves in the order and nesting of the observation space (dicts by key), or the only one itself."""

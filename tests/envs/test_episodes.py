@@ -1,6 +1,7 @@
 """Episode statistics over real games, with values that can be told apart."""
 
 import numpy as np
+import pytest
 
 from fasta2c.envs.episodes import EpisodeStatistics
 
@@ -39,6 +40,14 @@ def test_the_window_is_the_last_games():
     for score in (1, 2, 3):
         play(statistics, [score, 0], game_over=(1, 0))
     assert statistics.mean_return == 2.5 and statistics.count == 3 and statistics.full
+
+
+@pytest.mark.parametrize("odd", [np.inf, -np.inf, np.nan])
+def test_a_game_whose_score_is_no_number_is_counted_and_not_averaged(odd):
+    statistics = EpisodeStatistics(2, window=2)
+    for score in (1, odd, 3):
+        play(statistics, [score, 0], game_over=(1, 0))
+    assert statistics.mean_return == 2.0 and statistics.mean_length == 1 and statistics.count == 3
 
 
 def test_state_survives_games_under_way_included():

@@ -113,14 +113,42 @@ def test_losses_are_means_over_valid_rows():
     torch.testing.assert_close(masked_metrics, single_metrics, rtol=1e-5, atol=1e-5)
 
 
-def test_a_rollout_of_reset_rows_alone_leaves_the_parameters():
-    buffer = rollout()
-    buffer.valid_TE.fill_(False)
-    model, learn = learner()
+@pytest.mark.parametrize("optimizer", ["rmsprop", "rmsprop-tf", "adam", "muon"])
+@pytest.mark.parametrize("separate", [{}, {"shared": False, "critic_updates": 2}], ids=["shared", "critic apart"])
+def test_a_rollout_of_reset_rows_alone_moves_nothing_whatever_has_momentum(optimizer, separate):
+    model, learn = learner(optimizer=optimizer, ent_coef=0.01, **separate)
+    learn.update(acted(learn, model), 0.0)
     before = [p.detach().clone() for p in model.parameters()]
+    buffer = acted(learn, model)
+    buffer.valid_TE.fill_(False)
     metrics = learn.update(buffer, 0.0)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-    assert metrics[: METRICS.index("explained_variance")].tolist() == [0, 0, 0]
+    assert torch.isnan(metrics).all() and learn.watch.report() is None
+
+
+def test_a_minibatch_of_reset_rows_alone_is_no_step_and_dilutes_no_mean():
+    """Of two minibatches one has no valid row: the update is that of the other alone."""
+    both = {"num_minibatches": 2, "optimizer": "adam", "ent_coef": 0.01}
+    model, learn = learner(**both)
+    buffer = acted(learn, model)
+    buffer.valid_TE[:, E // 2 :] = False
+    metrics = learn.update(buffer, 0.0)
+    alone, learn_alone = learner(**{**both, "num_minibatches": 1})
+    expected = learn_alone.update(buffer, 0.0)
+    for found, parameter in zip(model.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(found, parameter, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(metrics, expected)
+
+
+def test_rewards_are_scaled_and_then_cut():
+    """By hand: the first rollout's returns have the deviation that scales it; what is above 1 then is cut to 1."""
+    _, learn = learner(normalize_rewards=True, reward_clip=1.0, gamma=0.0)
+    buffer = rollout()
+    buffer.rewards_TE *= 100
+    buffer.rewards_TE[0, 0] = 1e4
+    scaled_TE = buffer.rewards_TE / buffer.rewards_TE.double().std(correction=0)
+    assert scaled_TE.abs().max() > 1 and scaled_TE.abs().median() < 1
+    torch.testing.assert_close(learn._rewards(buffer), scaled_TE.float().clamp(-1, 1))
 
 
 def test_the_clip_comes_before_the_step():

@@ -28,3 +28,11 @@ def test_explained_variance_by_hand():
     # errors 0, 1, 2: variance 2/3; returns 1, 3, 5: variance 8/3
     assert explained_variance(values, returns, valid).item() == pytest.approx(1 - (2 / 3) / (8 / 3))
     assert math.isnan(explained_variance(values, torch.ones(2, 2), valid).item())
+
+
+@pytest.mark.parametrize("constant", [0.1, -7.7, 100.1, 0.0])
+def test_returns_that_do_not_vary_have_no_explained_variance(constant):
+    """In float32 the mean of 128 times 0.1 is not 0.1, and the rounding would be taken for a variance."""
+    returns = torch.full((32, 7), constant)
+    values = torch.randn((32, 7), generator=torch.Generator().manual_seed(0))
+    assert torch.isnan(explained_variance(values, returns, torch.ones(32, 7, dtype=torch.bool)))

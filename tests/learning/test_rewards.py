@@ -60,10 +60,21 @@ def test_reset_rows_do_not_count(poison):
     assert torch.equal(clean[valid], dirty[valid])
 
 
-def test_rewards_that_do_not_vary_stay_finite():
+@pytest.mark.parametrize("reward", [0.0, 0.1, 1.0, -300.0])
+@pytest.mark.parametrize("gamma", [GAMMA, 0.0])
+def test_rewards_whose_returns_do_not_vary_are_left_as_they_are(reward, gamma):
+    """Games of one step each: by the deviation, which is 0 or rounding, they would be multiplied by thousands."""
     ones = torch.ones(3, 2, dtype=torch.bool)
-    scaled = RewardScaler(2, GAMMA)(torch.zeros(3, 2), ~ones, ones)
-    assert scaled.abs().sum() == 0
+    scaler = RewardScaler(2, gamma)
+    for _ in range(50):
+        scaled = scaler(torch.full((3, 2), reward), ones, ones)
+        assert scaled.eq(torch.tensor(reward)).all()
+
+
+def test_small_rewards_that_vary_are_made_as_large_as_others():
+    ones = torch.ones(1, 4, dtype=torch.bool)
+    scaled = RewardScaler(4, GAMMA)(torch.tensor([[1.0, 1.01, 1.0, 1.01]]), ~ones, ones)
+    torch.testing.assert_close(scaled.std(correction=0), torch.tensor(1.0), rtol=1e-3, atol=0)
 
 
 def test_a_saved_scaler_goes_on_where_it_was():

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fasta2c.envs.base import Row
+from fasta2c.envs.torch import TensorRow
 from fasta2c.learning.advantages import gae
 from fasta2c.rollout.buffer import RolloutBuffer
 
@@ -64,7 +65,7 @@ def test_rows_of_some_environments_leave_the_others_alone():
     assert buffer.rewards_TE.tolist() == [[0, 0, 0], [0, 7, 8]]
     assert buffer.terminated_TE.tolist() == buffer.valid_TE.tolist() == [[False] * 3, [False, True, False]]
     assert buffer.truncated_TE.tolist() == [[False] * 3, [False, False, True]]
-    assert buffer.observations(slice(2, 3), slice(0, 3)).tolist() == [[0], [7], [8]]
+    assert buffer.observations(slice(2, 3), slice(0, 3)).tolist() == [[0], [0], [8]]
 
 
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.9, 1.0])
@@ -84,6 +85,24 @@ def test_a_game_that_is_lost_was_cut_behind_the_row_before(gae_lambda):
     advantages, _ = gae(buffer.rewards_TE, buffer.values_T1E, *ends, gamma=0.5, gae_lambda=gae_lambda)
     assert advantages[1, 0] == 1.0 + 0.5 * 3.0 - 2.0
     assert buffer.truncated_TE.tolist() == [[False, False], [True, False], [True, False], [False, False]]
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("odd", [np.nan, np.inf, 3e38])
+def test_nothing_is_kept_of_what_was_seen_where_an_episode_was_over(on_device, odd):
+    """There nothing is acted on or learnt; a number that the network makes infinite would spoil the gradient."""
+    buffer = RolloutBuffer(2, 3, env_spec((2,), "float32", stack=1, actions=2), CPU)
+    seen, flags = np.full((3, 2), odd, np.float32), np.array([True, False, True])
+    zeros = np.zeros(3, np.float32)
+    row = Row(seen, zeros, flags, ~flags, ~flags | flags, ~flags & flags, zeros, flags)
+    if on_device:
+        fields = {name: torch.from_numpy(np.array(getattr(row, name))) for name in TensorRow._fields}
+        buffer.store_tensors(0, slice(0, 3), TensorRow(**fields))
+    else:
+        buffer.store(0, slice(0, 3), row)
+    kept = buffer.observations(slice(1, 2), slice(0, 3)).numpy()
+    assert not kept[[0, 2]].any() and np.array_equal(kept[1], seen[1], equal_nan=True)
+    assert np.array_equal(seen, np.full((3, 2), odd, np.float32), equal_nan=True)
 
 
 def test_vectors_are_not_copied():

@@ -176,21 +176,20 @@ NESTED = Dict({"image": Box(0, 255, (3,), np.uint8), "speed": Box(-9, 9, (2,), n
 
 
 @pytest.mark.parametrize("space", [Box(-9, 9, (2, 2), np.float32), NESTED], ids=["single", "nested"])
-def test_what_is_not_finite_is_made_zero_in_some_observations_only(space):
+def test_real_numbers_are_made_zero_in_some_observations_or_where_not_finite(space):
     layout = spec_of(space, Discrete(2), env_id="test").layout
     rng = np.random.default_rng(0)
     leaves = [rng.integers(1, 4, (5, *leaf.shape)).astype(leaf.dtype) for leaf in layout.leaves]
     real = next(n for n, leaf in enumerate(layout.leaves) if leaf.real)
     for e, number in enumerate([np.nan, np.inf, -np.inf, np.nan]):
         leaves[real][e].flat[1] = number
-    rows, which = layout.pack(leaves), np.array([True, True, True, False, True])
-    before = rows.copy()
-    expected = [leaf.copy() for leaf in leaves]
-    expected[real].reshape(5, -1)[:3, 1] = 0
-    expected = layout.pack(expected)
-    for found in (
-        layout.finite(rows, which),
-        layout.finite_tensors(torch.from_numpy(rows), torch.from_numpy(which)).numpy(),
-    ):
-        assert found.dtype == rows.dtype and found.tobytes() == expected.tobytes()
-    assert rows.tobytes() == before.tobytes() and layout.finite(rows, np.zeros(5, bool)) is rows
+    rows, which = layout.pack(leaves), np.array([True, False, True, False, True])
+    tensors = torch.from_numpy(rows.copy())
+    blank, finite = [leaf.copy() for leaf in leaves], [leaf.copy() for leaf in leaves]
+    blank[real][which] = 0
+    finite[real].reshape(5, -1)[:4, 1] = 0
+    assert layout.blank_tensors(tensors, torch.from_numpy(which)).numpy().tobytes() == layout.pack(blank).tobytes()
+    assert layout.finite_tensors(tensors).numpy().tobytes() == layout.pack(finite).tobytes()
+    assert tensors.numpy().tobytes() == rows.tobytes()
+    layout.blank(rows, which)
+    assert rows.tobytes() == layout.pack(blank).tobytes()
