@@ -1,7 +1,8 @@
 """Training speed beside Stable-Baselines3's A2C, in alternating runs of a process each.
 
-Both train on the same EnvPool games: SB3 through a small adapter, with 16 environments, five rows and RL-Zoo's
-hyperparameters unless told otherwise; fasta2c with its preset, E and T as given. Warm-up is left out; env steps count
+Both train plain A2C on the same EnvPool games: SB3 through a small adapter, with 16 environments, five rows and, on
+Atari, RL-Zoo's hyperparameters (elsewhere SB3's defaults) unless told otherwise; fasta2c with one RMSprop step a
+rollout and its preset's network, E and T as given. Warm-up is left out; env steps count
 neither side's reset rows. The figure is the ratio of medians.
 """
 

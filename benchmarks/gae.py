@@ -1,4 +1,4 @@
-"""Advantage estimation: the forms behind --gae, TorchRL's where it is installed, and the floor that memory sets.
+"""Advantage estimation: the forms that --gae names, TorchRL's where it is installed, and the floor that memory sets.
 
 Every form is checked against a float64 scan on the CPU before it is timed. The floor is 18 bytes an element (reward,
 value and two flags read; advantage and return written) over the bandwidth of a large copy, measured here.

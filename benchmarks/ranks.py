@@ -1,7 +1,7 @@
 """Ranks beside one process: what it costs to share a run, what messages take, and what a model makes of it beyond.
 
 Each side is `fasta2c train` as anybody would start it, with and without torchrun, in turns and with the same
-environments in all. Gradients summed behind the backward pass, as is done, are timed beside
+environments in all. Gradients summed after the backward pass, as is done, are timed beside
 DistributedDataParallel's. `--model` measures nothing: it puts figures of `throughput.py --json` into a model of many
 ranks.
 """
@@ -119,7 +119,7 @@ def messages(env: str, repeats: int = 200) -> dict[str, float]:
 
 
 def overlap(env: str, samples: int = 64, repeats: int = 15) -> dict[str, float]:
-    """Median seconds of passes whose gradient is summed behind them, as the learner does it, and during them.
+    """Median seconds of passes whose gradient is summed after them, as the learner does it, and during them.
 
     During them by torch's DistributedDataParallel, in turns; one or four passes make a gradient.
     """
@@ -128,8 +128,8 @@ def overlap(env: str, samples: int = 64, repeats: int = 15) -> dict[str, float]:
     config = with_preset(env=env)
     spec = look_up_spec(resolve(env), config.env_kwargs)
     device = torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    behind = build_model(spec, config, device)
-    during = DistributedDataParallel(copy.deepcopy(behind))
+    after = build_model(spec, config, device)
+    during = DistributedDataParallel(copy.deepcopy(after))
     observations = RolloutBuffer(1, samples, spec, device).observations(slice(0, 1), slice(0, samples))
 
     def step(network: torch.nn.Module, parts: int) -> None:
@@ -139,16 +139,16 @@ def overlap(env: str, samples: int = 64, repeats: int = 15) -> dict[str, float]:
             with hold:
                 policy, values = network(observations)
                 (policy.sum() + values.sum()).backward()
-        if network is behind:
-            sum_gradients(behind.parameters(), torch.zeros(3, device=device), ranks)
+        if network is after:
+            sum_gradients(after.parameters(), torch.zeros(3, device=device), ranks)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
     found: dict[str, float] = {}
     for parts in (1, 4):
-        seconds: dict[str, list[float]] = {"behind": [], "during": []}
+        seconds: dict[str, list[float]] = {"after": [], "during": []}
         for _ in range(repeats):
-            seconds["behind"].append(_seconds(lambda parts=parts: step(behind, parts)))
+            seconds["after"].append(_seconds(lambda parts=parts: step(after, parts)))
             seconds["during"].append(_seconds(lambda parts=parts: step(during, parts)))
         found |= {f"{name}_{parts}": statistics.median(values) for name, values in seconds.items()}
     return found
@@ -170,7 +170,7 @@ def _torchrun(ranks: int) -> list[str]:
 
 
 def train(args: argparse.Namespace, ranks: int) -> float:
-    """Env steps a second of a run of `args.seconds`, behind its warm-up."""
+    """Env steps a second of a run of `args.seconds`, after its warm-up."""
     launch = _torchrun(ranks) if ranks > 1 else [sys.executable]
     flags = ["--env", args.env, "--num-envs", args.num_envs, "--num-steps", args.num_steps, "--total-steps", 2**52]
     flags += [f for k, v in PLAIN_A2C.items() for f in (f"--{k.replace('_', '-')}", v)]

@@ -60,7 +60,7 @@ def _mujoco(at_1m: float, at_3m: float) -> list[Published]:
 
 
 # RL-Zoo: rl-baselines3-zoo's benchmark.md, likeliest actions but on Atari. SLM-Lab: its 2019 benchmark. Tianshou: its
-# MuJoCo benchmark of A2C. What is to be reached is the best of a row, of Tianshou's the one behind a million steps.
+# MuJoCo benchmark of A2C. What is to be reached is the best of a row, of Tianshou's the one after a million steps.
 SUITES: dict[str, dict[str, list[Published]]] = {
     "classic": {
         "Classic/CartPole": [Published("RL-Zoo", 0.5, 500)],
@@ -141,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
     if args.seeds < 0 or args.first_seed < 0 or args.episodes < 1:
         raise UserError("--seeds and --first-seed must be at least 0, --episodes at least 1.")
     jobs = list(wanted(args))
-    split_at_marks(args.table)  # before hours of training, not behind
+    split_at_marks(args.table)  # before hours of training, not after
     deadline = time.monotonic() + 60 * args.budget if args.budget is not None else math.inf
     try:
         return work_off(jobs, [cores[n :: args.jobs] for n in range(args.jobs)], args, deadline)
@@ -170,7 +170,7 @@ def wanted(args: argparse.Namespace) -> Iterator[Job]:
 
 
 def unused_or_current(folder: Path, flags: list[str]) -> Path:
-    """`folder`, with a number behind its name where runs of another preset, or without a checkpoint, are in the way."""
+    """`folder`, with a number after its name where runs of another preset, or without a checkpoint, are in the way."""
 
     def goes_on(run: Path) -> bool:
         config = run / "config.yaml"
@@ -347,7 +347,7 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 
 
 def split_at_marks(path: Path) -> tuple[str, str]:
-    """What is before and behind the table in `path`."""
+    """What is before and after the table in `path`."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -359,8 +359,8 @@ def split_at_marks(path: Path) -> tuple[str, str]:
 
 def write_table(path: Path, results: list[dict[str, Any]]) -> None:
     """Replace what is between the marks in `path`."""
-    before, behind = split_at_marks(path)
-    path.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{behind}", encoding="utf-8")
+    before, after = split_at_marks(path)
+    path.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}", encoding="utf-8")
 
 
 def table(results: list[dict[str, Any]]) -> str:

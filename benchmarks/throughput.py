@@ -1,8 +1,8 @@
 """Throughput of training against its limit: environments alone, acting alone, updating alone, and all together.
 
-Measured in turns (raw, net, train, raw, ...) in one process. `raw` is EnvPool with random actions; `act` and `update`
-are the trainer's own `collect` and `update` over recorded rows, timed apart, `net` both, and `plain` the same network
-over the same rows in plain PyTorch; `train` is acting and updating with the environments.
+Measured in turns (raw, net, plain, train, raw, …) in one process. `raw` is EnvPool with random actions; `act` and
+`update` are the trainer's own `collect` and `update` over recorded rows, timed apart, `net` both, and `plain` the same
+network over the same rows in plain PyTorch; `train` is acting and updating with the environments.
 On a CPU all share the cores, so the limit is 1 / (1/raw + 1/act + 1/update); beside a GPU it is `raw`.
 """
 

@@ -76,10 +76,9 @@ def api() -> str:
             thing = getattr(importlib.import_module(module_name), name)
             lines += ["", *entry(f"### {name}", name, thing)]
             if inspect.isclass(thing) and name != "TrainConfig":
-                for method, function in vars(thing).items():
-                    if not method.startswith("_") and (inspect.isfunction(function) or isinstance(function, property)):
-                        function = function.fget if isinstance(function, property) else function
-                        lines += ["", *entry(f"#### {name}.{method}", method, function)]
+                for member, value in vars(thing).items():
+                    if not member.startswith("_") and (inspect.isfunction(value) or isinstance(value, property)):
+                        lines += ["", *entry(f"#### {name}.{member}", member, value)]
     return "\n".join(lines) + "\n"
 
 
@@ -88,7 +87,9 @@ def entry(title: str, name: str, thing: Any) -> list[str]:
     if name == "TrainConfig":
         return [title, "", "What a run is made of; its fields are the [settings](settings.md)."]
     lines = [title, ""]
-    if not inspect.isclass(thing) or thing.__init__ is not object.__init__ and not issubclass(thing, Exception):
+    if isinstance(thing, property):
+        lines += ["```python", f"{name}: {Plain(inspect.signature(thing.fget).return_annotation)}", "```", ""]
+    elif not inspect.isclass(thing) or thing.__init__ is not object.__init__ and not issubclass(thing, Exception):
         lines += ["```python", f"{name}{signature(thing)}", "```", ""]
     return lines + list(prose(inspect.getdoc(thing) or ""))
 

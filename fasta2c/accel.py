@@ -1,4 +1,4 @@
-"""How the machine is used: device, precision, threads, memory and compilation, each decided in this one place.
+"""How the machine is used: device, precision, threads, memory and compilation.
 
 Threads. EnvPool's and torch's take the same cores in turn. torch's spin a few tens of microseconds for their next work,
 the length of a small operation, and then sleep (`fasta2c/__init__.py` tells OpenMP so before torch is imported). On two

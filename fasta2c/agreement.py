@@ -41,7 +41,7 @@ class Wishes(NamedTuple):
 
 
 class Agreement:
-    """One rank's wish is everyone's, from the end of the same update on; alone, it is one at once.
+    """What one rank asks for, all ranks do after the same update; a single rank does it at once.
 
     Args:
         ranks: who they are.

@@ -15,7 +15,7 @@ class Callback:
     """Override what is of interest; an error raised in here ends the run, its log and last checkpoint whole.
 
     `run` knows `env_steps`, `update`, `mean_return` (over the last 100 games), `config`, `run_dir`, `policy` (which
-    goes on learning) and `stop()`, which ends the run behind this update as if its budget were spent.
+    goes on learning) and `stop()`, which ends the run after this update as if its budget were spent.
     """
 
     def on_update(self, run: Trainer) -> None:

@@ -38,7 +38,10 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code (DESIGN section 5); only a bug raises."""
+    """Run the command line and return its exit code; only a bug raises.
+
+    0: done. 1: the run failed while it ran. 2: what was typed cannot be done. 128 + N: signal N ended it.
+    """
     try:
         code = _run(argv)
     except Exception:

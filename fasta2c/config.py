@@ -26,7 +26,8 @@ class TrainConfig:
     """A training run. Fields not given take the environment's preset when the run starts (`with_preset`)."""
 
     env: str = "Classic/CartPole"
-    """Environment: Family/Name (Atari/Pong), an EnvPool id (Pong-v5), gymnasium:ID or gymnasium:module:ID."""
+    """Environment: Family/Name (Atari/Pong), an EnvPool id (Pong-v5), gymnasium:ID, gymnasium:module:ID or
+    torch:module:Class."""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     """The environment's own options as JSON, such as '{"frame_skip": 4}'; added to the preset's."""
     num_envs: Count | Literal["auto"] = 16
@@ -36,25 +37,27 @@ class TrainConfig:
     total_steps: Annotated[int, Range(1, 2**53)] = 1_000_000
     """Length of the run in env steps (reset rows do not count)."""
     stop_at_return: Finite | None = None
-    """End the run once the last 100 episodes average this; without, total_steps alone do."""
+    """End the run once the last 100 games average this; without it, total_steps alone end it."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Seed of environments, parameters and sampling."""
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda or cuda:N."""
     deterministic: bool = False
-    """Refuse what could give other parameters when the run is made again, with as many env threads or others."""
+    """Refuse every operation that could give different parameters when the run is repeated, with any number of env
+    threads."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the encoders; auto takes bf16 where the processor has it and the encoder is a CNN."""
     compile: bool = False
-    """Compile the network with torch.compile (half a minute at the start, faster afterwards)."""
+    """Compile the network with torch.compile: half a minute at the start, then 1.0 to 1.2 times the speed on a CPU."""
     env_threads: Whole | Literal["auto"] = "auto"
     """EnvPool's threads; auto (or 0) takes one for each core this process may use, shared with ranks beside it."""
     env_groups: Count | Literal["auto"] = "auto"
     """Groups of environments that take turns: while one steps, the network acts for the next; 1 has no turns."""
     micro_batch: Whole = 0
-    """Samples whose gradient is computed at once; 0 chooses by device. The update is the same, memory is not."""
+    """Samples of one backward pass; 0 chooses by device. Changes how much memory an update takes, not the update."""
     reuse_forward: Literal["auto", "on", "off"] = "auto"
-    """Update on the forward pass that acted, keeping its graph, instead of a second one: faster, takes memory."""
+    """Differentiate the forward pass that acted, whose graph is kept, instead of a second one; auto does so where that
+    is faster and fits in memory."""
 
     gamma: Unit = 0.99
     """Discount for one env step."""
@@ -79,17 +82,18 @@ class TrainConfig:
     critic_target: Literal["gae", "nstep", "td0"] = "gae"
     """What values are trained towards: returns by gae_lambda, n-step returns, or one-step ones."""
     critic_updates: Count = 1
-    """Optimizer steps of the critic to each of the policy's; those behind the first, with targets of their own, move
-    it alone (it must not be shared)."""
+    """Optimizer steps of the critic for each one of the policy's. The extra steps recompute their targets and move the
+    critic alone; needs --no-shared."""
     num_minibatches: Count | Literal["auto"] = 1
-    """Optimizer steps of an update, each on its share of the environments. auto: T x E / minibatch_size, at most E."""
+    """Optimizer steps of one pass through the rollout, each on its share of the environments. auto: T x E /
+    minibatch_size, at most E."""
     minibatch_size: Count = 256
     """Samples of one optimizer step, if num_minibatches is auto."""
     num_epochs: Count = 1
     """Times that an update goes through its rollout. V-trace corrects all of its optimizer steps but the first."""
     target_kl: NonNegative = 0.0
-    """Leave out the rest of an update's optimizer steps once the policy's mean KL divergence from the one that acted is
-    above this; 0 makes all of them."""
+    """Skip the rest of an update's optimizer steps once the mean KL divergence of the policy from the one that acted
+    exceeds this; 0 makes all of them."""
     normalize_advantage: bool = False
     """Standardise advantages over the valid rows of an optimizer step (value targets never are)."""
     max_grad_norm: Positive = 0.5
@@ -107,7 +111,7 @@ class TrainConfig:
     encoder: str = "auto"
     """auto (by the observations' shapes), mlp, nature-cnn, impala, small-cnn, or a class of yours as module:Class."""
     hidden_sizes: tuple[Count, ...] = (64, 64)
-    """Widths of the fully connected layers behind vectors, small grids and several observations together."""
+    """Widths of the fully connected layers for vectors, small grids, and the parts of several observations together."""
     activation: Literal["tanh", "relu"] = "tanh"
     """Activation of these layers."""
     recurrent: Literal["none", "gru", "lstm"] = "none"
@@ -119,15 +123,17 @@ class TrainConfig:
     normalize_rewards: bool = False
     """Divide learning rewards by the standard deviation of discounted returns so far; scores stay the game's."""
     reward_clip: NonNegative = 0.0
-    """Learning rewards, scaled if asked for, are cut to this magnitude; 0 leaves them as they are."""
+    """Clip the rewards that are learnt from, after scaling, to this magnitude; 0 leaves them as they are. (The option
+    of this name in Atari's env_kwargs is EnvPool's own, and clips to -1, 0 and 1.)"""
     action_bounds: Literal["clip", "squash"] = "clip"
-    """How real-valued actions meet their bounds: clipped behind a normal distribution, or squashed by tanh."""
+    """How real-valued actions are kept within bounds: drawn from a normal distribution and clipped, or squashed by
+    tanh."""
     sde: bool = False
     """Explore real-valued actions by noise that depends on the state and stays for a while (gSDE)."""
     sde_interval: Whole = 0
-    """Rows after which that noise is drawn anew, beside the start of each rollout; 0 draws it there alone."""
+    """Rows between new draws of gSDE's noise; 0 draws it at the start of each rollout alone, where it always is."""
     log_std_init: Annotated[float, Range(-10, 2)] = 0.0
-    """Logarithm of the standard deviation real-valued actions begin with, in halves of their range."""
+    """Initial log standard deviation of real-valued actions, in units of half their range."""
 
     run_dir: Path | None = None
     """Folder of the run; runs/<env>/<time>-s<seed> unless given."""
@@ -150,9 +156,9 @@ class TrainConfig:
     env_timeout: NonNegative = 300.0
     """Seconds that environments may take for a step before the run is ended; 0 waits for ever."""
     restart_envs: bool = False
-    """Make a Gymnasium environment that raises, dies or hangs anew, its game lost, rather than end the run."""
+    """Restart a Gymnasium environment that raises, dies or hangs (its game is lost) instead of ending the run."""
     on_nan: Literal["stop", "skip"] = "stop"
-    """On a reward, observation, loss or gradient that is NaN or infinite: stop, or leave that update out and go on."""
+    """On a reward, observation, loss or gradient that is NaN or infinite: stop, or skip that update and go on."""
     wandb: bool = False
     """Send what TensorBoard gets to Weights & Biases as well (pip install wandb)."""
     quiet: bool = False

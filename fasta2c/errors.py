@@ -31,8 +31,8 @@ class PeerLost(RunError):
     """Another rank of the run has failed or was killed, which it may have told of itself, or cannot be reached."""
 
     def __init__(self, why: str = "") -> None:
-        what = f"ranks cannot reach each other ({why})" if why else "another rank has gone without a word (killed?)"
-        super().__init__(f"{what}, and the run cannot go on without it.")
+        what = f"the ranks cannot reach each other ({why})" if why else "another rank has gone without a word (killed?)"
+        super().__init__(f"{what}; the run stops.")
 
 
 class Stopped(Fasta2cError):

@@ -86,7 +86,7 @@ def evaluate(
     for name, count in (("episodes", episodes), ("num_envs", num_envs)):
         if count is not None and count < 1:
             raise UserError(f"{name}: {count} is out of range; it must be at least 1.")
-    policy = load_policy(run_dir, checkpoint_name=checkpoint, device=device, seed=seed)
+    policy = load_policy(run_dir, checkpoint=checkpoint, device=device, seed=seed)
     envs = make_eval_envs(policy.config, min(episodes, num_envs or 32), policy.device, seed, env_kwargs=env_kwargs)
     try:
         check_fit(policy, envs)
@@ -152,7 +152,7 @@ def make_eval_envs(
 
 
 def pictures(policy: Policy, envs: VectorEnvs, rows: int) -> Iterator[NDArray[np.uint8]]:
-    """What a game looks like [height, width, 3], from its start behind each step to its end, or for so many `rows`.
+    """Pictures of a game [height, width, 3]: of its start and of each step, to its end or for so many `rows`.
 
     Args:
         policy: who plays.
@@ -189,7 +189,7 @@ def play(
         episodes: games to play.
         greedy: take the likeliest action instead of sampling.
         on_episode: told the score of each game that is over and counts.
-        on_row: told of all games at their start and behind each step, an end included.
+        on_row: told of all games at their start and after each step, an end included.
     """
     shares = np.full(envs.num_envs, episodes // envs.num_envs)
     shares[: episodes % envs.num_envs] += 1

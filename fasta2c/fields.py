@@ -155,7 +155,8 @@ def _check_plain(name: str, value: Any) -> None:
         or (kind is float and math.isfinite(value))
         or (kind is str and not any("\ud800" <= letter <= "\udfff" for letter in value))
     ):
-        raise UserError(f"{name}: {show(value)} is nothing that can be kept with a run; write plain values.")
+        kinds = "text, numbers, true, false, null, lists or mappings"
+        raise UserError(f"{name}: {show(value)} cannot be saved with the run; use {kinds}.")
 
 
 def _reads_as_number(text: str) -> bool:

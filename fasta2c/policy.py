@@ -16,7 +16,7 @@ from fasta2c.config import TrainConfig, from_plain
 from fasta2c.errors import UserError
 from fasta2c.models.actor_critic import ActorCritic
 from fasta2c.models.encoders import is_convolutional
-from fasta2c.run import checkpoint
+from fasta2c.run.checkpoint import load, resolve
 from fasta2c.spaces import EnvSpec
 
 
@@ -35,9 +35,9 @@ def load_state(file: Path) -> dict[str, Any]:
     """What a run saved in the checkpoint `file`.
 
     Raises:
-        UserError: as `checkpoint.load`, and where the configuration, spaces or parameters are missing.
+        UserError: as `checkpoint.load` does, and where the configuration, spaces or parameters are missing.
     """
-    state = checkpoint.load(file)
+    state = load(file)
     if not all(isinstance(state.get(key), dict) for key in ("config", "spec", "model")):
         raise UserError(f"{file} lacks what a checkpoint of a run holds; give a run directory or another checkpoint.")
     return state
@@ -105,7 +105,7 @@ class Policy:
 
     @torch.no_grad()
     def _forward(self, observations: Any, opens_B: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Distributions [B, P], values [B] and the state [B, S] behind them."""
+        """Distributions [B, P], values [B] and the state [B, S] after them."""
         packed = self._packed(observations)
         count = len(packed)
         state_BS = (
@@ -136,20 +136,20 @@ class Policy:
 
 
 def load_policy(
-    path: str | Path, *, checkpoint_name: str = "latest", device: str = "auto", seed: int | None = None
+    path: str | Path, *, checkpoint: str = "latest", device: str = "auto", seed: int | None = None
 ) -> Policy:
-    """The policy of a run.
+    """The policy of a run. Sets torch's number of threads in this process to what suits its network.
 
     Args:
         path: a run directory, or a checkpoint file.
-        checkpoint_name: "latest", "best" or a file's path.
+        checkpoint: "latest", "best" or a file's path.
         device: "auto", "cpu", "cuda" or "cuda:N".
         seed: of the sampling; the run's own unless given.
 
     Raises:
         UserError: no run there, or a checkpoint that cannot be used.
     """
-    file = checkpoint.resolve(Path(path), checkpoint_name)
+    file = resolve(Path(path), checkpoint)
     target = accel.resolve_device(device)
     state = load_state(file)
     config = TrainConfig(**from_plain(state["config"], str(file)))

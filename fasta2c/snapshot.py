@@ -56,7 +56,9 @@ def _check_alike(parts: Parts, ranks: Ranks) -> None:
     digests = ranks.gather(digest.digest())
     if apart := [n for n, theirs in enumerate(digests) if theirs != digests[0]]:
         told = ", ".join(map(str, apart[:10]))
-        raise RunError(f"the parameters of rank {told} are not those of rank 0: is their hardware, or torch, another?")
+        raise RunError(
+            f"the parameters of rank {told} differ from those of rank 0; do all ranks have the same hardware and torch?"
+        )
 
 
 def read(run_dir: Path, needed: set[str]) -> tuple[Path, dict[str, Any]]:

@@ -176,7 +176,7 @@ class Trainer:
         return Policy(self.parts.model, self.parts.envs[0].spec, self.config, self.device, seed=self.config.seed)
 
     def stop(self) -> None:
-        """End the run behind this update, as if its budget were spent."""
+        """End the run after this update, as if its budget were spent."""
         self._stopping = True
 
     def run(self) -> TrainResult:
@@ -323,7 +323,7 @@ class Trainer:
                 warn(f"{told}; {self._skipped} so far.")
             return
         if self.config.on_nan == "skip":
-            told += f", nor were {fault.longest} in a row"
+            told += f"; {fault.longest} updates in a row were skipped, and so the run stops"
         advice = "Try a lower --lr or --max-grad-norm." if fault.row is None else "Look for it in the environment."
         if self.directory.latest.exists():
             advice += f" The last checkpoint in {self.directory.checkpoints} is from before."

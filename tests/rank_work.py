@@ -133,7 +133,7 @@ class Doubled(nn.Module):
 
 
 class Exact(ActorCritic):
-    """The network without its step to float32 behind the encoder."""
+    """The network without its step to float32 after the encoder."""
 
     def _encode(self, encoder: nn.Module, leaves: Any) -> torch.Tensor:
         return encoder(leaves)

@@ -94,7 +94,7 @@ def test_coverage_tries_one_id_of_each_family(tmp_path):
 
 
 def test_coverage_blames_a_crash_on_the_id_it_happened_in(tmp_path, monkeypatch):
-    """A worker that dies costs one id; the next begins behind it."""
+    """A worker that dies costs one id; the next begins after it."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import coverage
 
@@ -136,7 +136,7 @@ def test_scores_are_told_run_by_run_and_in_a_table(tmp_path):
     curve = (tmp_path / "results" / cart["curve"]).read_text().splitlines()
     assert curve[0].startswith("env_steps,") and int(curve[-1].split(",")[0]) == cart["env_steps"]
     text = (tmp_path / "table.md").read_text()
-    assert text.startswith("before\n") and text.endswith("behind\n") and "old" not in text
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert text.count("| Classic/CartPole `--total-steps 2000` | RL-Zoo 500 (0.5) |") == 1
     again = scores(tmp_path, *seed_1, "--flags", "--total-steps 2000")
     assert again.stdout.count("scored already") == 2 and (tmp_path / "table.md").read_text() == text

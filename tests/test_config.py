@@ -107,12 +107,12 @@ itself["x"].append(itself)
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ({"x": datetime.date(2020, 1, 1)}, r"^env_kwargs\.x: datetime.* can be kept"),
-        ({"x": [{"y": math.nan}]}, r"^env_kwargs\.x\.y: nan is nothing that can be kept"),
-        ({"x": {"y": 10**400}}, r"^env_kwargs\.x\.y: 1000.* can be kept"),
-        ({"x": b"y"}, "can be kept"),
-        ({"x": "\ud800"}, "can be kept"),
-        ({"x": np.float64(1.0)}, "can be kept"),
+        ({"x": datetime.date(2020, 1, 1)}, r"^env_kwargs\.x: datetime.* cannot be saved"),
+        ({"x": [{"y": math.nan}]}, r"^env_kwargs\.x\.y: nan cannot be saved with"),
+        ({"x": {"y": 10**400}}, r"^env_kwargs\.x\.y: 1000.* cannot be saved"),
+        ({"x": b"y"}, "cannot be saved"),
+        ({"x": "\ud800"}, "cannot be saved"),
+        ({"x": np.float64(1.0)}, "cannot be saved"),
         (itself, "^env_kwargs: it contains itself"),
     ],
 )

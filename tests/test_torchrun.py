@@ -133,7 +133,7 @@ def test_a_job_of_the_same_name_goes_on_with_its_run(tmp_path):
     ("flags", "said"),
     [
         (("--env", "torch:failing:Failing"), ["fasta2c: error: ", "ValueError: the rope broke (failing.py"]),
-        (("--encoder", "failing:Encoder"), ["KeyError: 'the rope broke'"]),  # behind a traceback
+        (("--encoder", "failing:Encoder"), ["KeyError: 'the rope broke'"]),  # after a traceback
     ],
 )
 def test_a_rank_that_fails_ends_the_others_and_is_heard_once(tmp_path, flags, said):

@@ -241,7 +241,7 @@ def faulty(tmp_path, monkeypatch, faults, **changed):
 @pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
 @pytest.mark.parametrize("what", ["reward", "observation"])
 def test_a_number_that_is_not_finite_stops_the_run_and_is_placed(tmp_path, monkeypatch, what, number):
-    step = 12 * 8 + 4  # in row 3 of update 13; what is observed behind it is acted on in the next row
+    step = 12 * 8 + 4  # in row 3 of update 13; what is observed after it is acted on in the next row
     row = 3 if what == "reward" else 4
     told = (
         f"the {what} of environment 5 in row {row} of update 13 is NaN or infinite .by 832 env steps.; the update was"
@@ -279,7 +279,7 @@ def test_ten_updates_in_a_row_that_must_be_skipped_stop_the_run(tmp_path, monkey
     nine = [[8 * update + 1, 0, "reward", "nan"] for update in (*range(9), *range(20, 29))]
     assert train(faulty(tmp_path, monkeypatch, nine, on_nan="skip")).env_steps >= 3000
     ten = [[8 * update + 1, 0, "reward", "nan"] for update in range(20, 30)]
-    with pytest.raises(RunError, match="row 0 of update 30 .*, nor were 10 in a row"):
+    with pytest.raises(RunError, match="row 0 of update 30 .*; 10 updates in a row were skipped"):
         train(faulty(tmp_path, monkeypatch, ten, on_nan="skip", name="second"))
 
 
@@ -500,7 +500,7 @@ def test_a_run_does_not_grow(tmp_path, monkeypatch):
 
 
 class Cut:
-    """Cut behind the last row of a rollout of 8, once with a number that is not finite."""
+    """Cut after the last row of a rollout of 8, once with a number that is not finite."""
 
     observation_space, action_space = Box(-np.inf, np.inf, (2,)), Discrete(2)
 

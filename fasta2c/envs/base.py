@@ -18,7 +18,7 @@ from fasta2c.spaces import EnvSpec
 class Row(NamedTuple):
     """What happened after one batch of actions, on the host. Row t is a reset row where row t-1 was done.
 
-    The environment behind a reset row ignored its action and returned the first observation of its next episode;
+    In a reset row the environment ignored its action and returned the first observation of its next episode;
     nothing of a reset row may reach the loss, the statistics or a step count.
     """
 

@@ -234,7 +234,7 @@ def _check_options(env_id: EnvId, options: dict[str, Any], defaults: dict[str, A
         low, high = _RANGES.get(key, (0, 1) if key.endswith("_probability") else (-(2**31), 2**31 - 1))
         if isinstance(value, int | float) and not low <= value <= high:
             raise UserError(f"{where}: {value} is out of range; it must be from {low} to {high}.")
-        if key == "zero_discount_on_life_loss" and value:  # the row that it is of would have no reset row behind it
+        if key == "zero_discount_on_life_loss" and value:  # the row that it is of would have no reset row after it
             raise UserError(f"{where}: a lost life ends an episode by episodic_life here; set that instead.")
 
 

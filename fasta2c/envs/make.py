@@ -86,7 +86,7 @@ def make_env_groups(
 
 
 def make_envs(env_id: str, num_envs: int, *, seed: int, device: str = "cpu", **options: Any) -> VectorEnvs:
-    """The vector environment that training uses, frames stacked, as tensors on `device`.
+    """The environments that training uses, frames stacked, as tensors on `device`.
 
     Args:
         env_id: as `--env` takes it.

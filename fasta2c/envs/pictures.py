@@ -50,7 +50,7 @@ def _stand_in(env_id: EnvId, options: dict[str, Any], reason: str) -> EnvId:
     stand_in = EnvId("gymnasium", "Gymnasium", env_id.name, name)
     opengl = env_id.family in _OPENGL
     if opengl and importlib.util.find_spec("mujoco") is None:
-        raise UserError(f"{reason} Or let Gymnasium's stand in: pip install 'fasta2c[mujoco]'.")
+        raise UserError(f"{reason} Or let Gymnasium's stand in: pip install '.[mujoco]' in its source folder.")
     if not opengl:
         refusal = _refusal(stand_in, options)
     else:

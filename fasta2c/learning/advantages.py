@@ -40,7 +40,7 @@ def gae(
 
     A terminated row has no future; a truncated one bootstraps from `values[t + 1]`, the value of its true last
     observation; terminated wins where both are set. Neither lets anything of later rows through, so what stands in
-    the reset row behind a done (and in its value, after a termination) does not matter, NaN included.
+    the reset row after a done (and in its value, after a termination) does not matter, NaN included.
 
     Args:
         rewards: [T, E].

@@ -227,7 +227,7 @@ class Learner:
     def _step_critic(
         self, rollout: RolloutBuffer, envs: slice, estimate: Estimate, moves: Tensor, count: Tensor
     ) -> None:
-        """One more optimizer step of the critic alone on the rows of `envs`, behind the policy's.
+        """One more optimizer step of the critic alone on the rows of `envs`, after the policy's.
 
         Its targets are made of its values as they are by now; what the rollout holds stays what the policy learnt from.
         """
@@ -312,7 +312,7 @@ class Learner:
             yield Forward(chunk, policy_BP, values_B)
 
     def _write_values(self, rollout: RolloutBuffer, rows: slice, envs: slice, values_T1E: Tensor) -> None:
-        """Write the values of some rows by now, and of the one behind the rollout's last, into `values_T1E`."""
+        """Write the values of some rows by now, and of the one after the rollout's last, into `values_T1E`."""
         values_B, state = self._values(rollout, rows, envs, rollout.first_state_ES[envs])
         values_T1E[rows, envs] = values_B.view_as(values_T1E[rows, envs])
         if rows.stop == rollout.num_steps:
@@ -320,7 +320,7 @@ class Learner:
             values_T1E[last, envs] = self._values(rollout, last, envs, state)[0]
 
     def _values(self, rollout: RolloutBuffer, rows: slice, envs: slice, state_ES: Tensor) -> tuple[Tensor, Tensor]:
-        """The critic's values for some rows, and what it remembers behind them."""
+        """The critic's values for some rows, and what it remembers after them."""
         if self._unroll is None:
             return self._model.values(rollout.observations(rows, envs)), state_ES
         return self._outputs(rollout, rows, envs, state_ES)[1:]
@@ -328,7 +328,7 @@ class Learner:
     def _outputs(
         self, rollout: RolloutBuffer, rows: slice, envs: slice, state_ES: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The model's distributions and values for some rows, and what it remembers behind them."""
+        """The model's distributions and values for some rows, and what it remembers after them."""
         observations = rollout.observations(rows, envs)
         if self._unroll is None:
             return *self._forward(observations), state_ES

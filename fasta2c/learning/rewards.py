@@ -1,4 +1,4 @@
-"""What the learner makes of rewards: scaled by how much returns vary (the learner cuts them then). Scores stay the game's own.
+"""Rewards scaled by how much returns vary; the learner clips them afterwards. Scores stay the game's own.
 
 Shapes: T rows, E environments; `TE` in a name is [T, E].
 """

@@ -83,7 +83,7 @@ class ActorCritic(nn.Module):
     def unroll(
         self, observations: Tensor | Sequence[Tensor], state_BS: Tensor, opens_TB: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Distributions [T * B, P], values [T * B] and the state [B, S] behind T rows, of a network with memory.
+        """Distributions [T * B, P], values [T * B] and the state [B, S] after T rows, of a network with memory.
 
         Args:
             observations: [T * B, ...], row by row, packed or leaf by leaf.

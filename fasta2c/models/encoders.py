@@ -55,7 +55,7 @@ class Numbers(nn.Module):
             self.register_buffer("_values_N", torch.arange(self.per_element) + self._low, persistent=False)
 
     def forward(self, leaf: Tensor) -> Tensor:
-        """A leaf [B, ...] to float32 [B, ...], with an axis of kinds behind if one-hot."""
+        """A leaf [B, ...] to float32 [B, ...], with a last axis of kinds if one-hot."""
         if self._real:
             return leaf
         if self.one_hot:

@@ -32,7 +32,7 @@ class Memory(nn.Module):
         self.state_size = size if kind == "gru" else 2 * size
 
     def forward(self, features_TBF: Tensor, state_BS: Tensor, opens_TB: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs [T, B, M] of a sequence, and the state behind it.
+        """Outputs [T, B, M] of a sequence, and the state after it.
 
         Args:
             features_TBF: of the observations.

@@ -88,7 +88,7 @@ class RolloutBuffer:
         self.log_probs_TE = torch.zeros(grid, device=device)
         """Of the actions, by the policy that took them, if the collector keeps them."""
         self.state_ES = torch.zeros((num_envs, state_size), device=device)
-        """What the network remembers behind the rows acted for so far."""
+        """What the network remembers after the rows acted for so far."""
         self.first_state_ES = torch.zeros_like(self.state_ES)
         """What it remembered before row 0."""
         returned = (self.rewards_TE, self.terminated_TE, self.truncated_TE, self.valid_TE)
@@ -112,7 +112,7 @@ class RolloutBuffer:
         values = (row.rewards, row.terminated, row.truncated, row.valid)
         for mirror, value in zip(self._returned, values, strict=True):
             mirror.array[t, envs] = value
-        if row.lost is not None and t > 0:  # row t tells nothing: the game was cut behind the one before
+        if row.lost is not None and t > 0:  # row t tells nothing: the game was cut after the one before
             self._truncated.array[t - 1, envs] |= row.lost
         frames, fills = self._frames
         at = self.stack + t

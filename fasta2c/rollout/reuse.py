@@ -29,7 +29,7 @@ class Reuse(NamedTuple):
     critic: bool = False
     """Those of a critic of its own, which evaluates the rollout when it is complete."""
     later: bool = False
-    """Those that V-trace makes before the optimizer steps behind the first."""
+    """Those that V-trace makes before the optimizer steps after the first."""
     note: str | None = None
 
 
@@ -52,7 +52,7 @@ def decide(
         buffer: the rollout to fill.
         micro_batch: the most observations the model is called with at once.
         budget: bytes the graphs may take; beyond, they are not kept, whatever is requested.
-        num_minibatches: shares of the rollout that have an optimizer step each; behind the first of several, the
+        num_minibatches: shares of the rollout that have an optimizer step each; after the first of several, the
             parameters are no longer those that acted.
         num_epochs: times that the rollout is gone through.
     """

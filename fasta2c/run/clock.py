@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Clock:
-    """Starts with a session. The session's speed is told of what comes behind its warm-up (compilation and the like).
+    """Starts with a session. The session's speed is told of what comes after its warm-up (compilation and the like).
 
     Args:
         timer: counts the session's phases.
@@ -29,7 +29,7 @@ class Clock:
         self._warm_phases: dict[str, float] = {}
 
     def end_warm_up(self, *, update: int, env_steps: int) -> None:
-        """From here on, behind so many updates and env steps of the run, time is counted that tells a speed."""
+        """From here on, after so many updates and env steps of the run, time is counted that tells a speed."""
         self._warm_at, self._warm_update, self._warm_steps = time.perf_counter(), update, env_steps
         self._warm_phases = {phase: self._timer.seconds[phase] for phase in PHASES}
 
@@ -57,14 +57,14 @@ class Clock:
         return {**seconds, "other": max(other, 0.0)}
 
     def sps(self, env_steps: int) -> float:
-        """Env steps per second of the session behind its warm-up, the run now at `env_steps`."""
+        """Env steps per second of the session after its warm-up, the run now at `env_steps`."""
         seconds = time.perf_counter() - self._warm_at
         return (env_steps - self._warm_steps) / seconds if seconds > 0 else 0.0
 
     def report(
         self, *, update: int, env_steps: int, num_steps: int, on_gpu: bool, in_turn: bool, overlapped: bool
     ) -> TimeReport | None:
-        """Where the time went behind the warm-up, the run now at `update`; None where nothing came behind it.
+        """Where the time went after the warm-up, the run now at `update`; None where nothing came after it.
 
         `num_steps` are an update's rows; for the rest see `TimeReport`.
         """

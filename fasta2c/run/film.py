@@ -49,7 +49,7 @@ _CODECS: dict[str, dict[str, Any]] = {
 def check_film(path: Path) -> None:
     """Raise `UserError` where no film can be written to `path`: another kind of file, no folder, or no ffmpeg."""
     if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{path} is neither {' nor '.join(SUFFIXES)}; name the film so.")
+        raise UserError(f"{path} must end in {' or '.join(SUFFIXES)}.")
     check_output(path)
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"{path.parent} cannot be written; name another file.")
@@ -59,7 +59,7 @@ def check_film(path: Path) -> None:
 def check_ffmpeg() -> None:
     """Raise `UserError` where there is nothing to write films by."""
     if importlib.util.find_spec("imageio_ffmpeg") is None:
-        raise UserError("films are written by imageio-ffmpeg: pip install 'fasta2c[video]'.")
+        raise UserError("films are written by imageio-ffmpeg: pip install '.[video]' in its source folder.")
 
 
 def gif(pictures: Iterable[NDArray[np.uint8]], fps: float) -> bytes:

@@ -54,8 +54,8 @@ class TimeReport:
             return "logs, checkpoints and evaluation are the limit: raise their intervals (--log-interval, …)."
         if row < SHORT_ROW and rollouts > seconds["update"] and not self.on_gpu:
             return (
-                f"a row takes {1e6 * row:,.0f} µs, mostly what any row costs: more --num-envs share it "
-                "(--num-envs auto tries some)."
+                f"a row takes {1e6 * row:,.0f} µs, which more environments would hardly change: "
+                "raise --num-envs (auto tries some)."
             )
         if longest == seconds["copy"]:
             return "copies are the limit: the observations are large for what is done with them."

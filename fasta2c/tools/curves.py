@@ -102,7 +102,7 @@ def _read(directory: RunDirectory) -> Run:
     table = table[np.isfinite(table).all(axis=1)]
     if not len(table):
         raise UserError(
-            f"{directory.path} has nothing to show yet: metrics.csv has no whole row from behind the end of an episode."
+            f"{directory.path} has nothing to show yet: no episode had ended by the last row of metrics.csv."
         )
     return Run(directory.path, config, dict(zip(needed, table.T, strict=True)))
 
@@ -125,9 +125,9 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
 
 
 def names_of(groups: Sequence[Group]) -> list[str]:
-    """What each group's setting has that not all have, within environments: `lr 0.001, num_envs 16`; empty of equals.
+    """For each group the settings that differ among groups of its environment (`lr 0.001, num_envs 16`), or nothing.
 
-    Presets make settings differ from one environment to the next; that is not told.
+    What presets make different from one environment to the next does not count.
     """
     telling: list[str] = []
     for env in dict.fromkeys(group.env for group in groups):

@@ -80,7 +80,7 @@ def export(
     name = choose(format, path)
     kind = FORMATS[name]
     kind.check()
-    policy = load_policy(run_dir, checkpoint_name=checkpoint, device="cpu")
+    policy = load_policy(run_dir, checkpoint=checkpoint, device="cpu")
     policy.model.precision = torch.float32
     policy.model.requires_grad_(False)
     envs = make_eval_envs(policy.config, ENVS, policy.device)

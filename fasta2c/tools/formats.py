@@ -48,18 +48,17 @@ def choose(name: FormatName | Literal["auto"], out: Path | None = None) -> Forma
     told = next((name for name, kind in FORMATS.items() if ending in kind.endings), None)
     if name == "auto":
         if out is not None and told is None:
-            raise UserError(
-                f"out: {out} does not say what it is to be; end it in .onnx, .ts or .pt2, or give --format."
-            )
+            raise UserError(f"out: {out} does not tell its format; end it in .onnx, .ts or .pt2, or give --format.")
         return told or "onnx"
     if told not in (None, name):
-        raise UserError(f"out: {out} ends as a file of {told} does, not of {name}.")
+        raise UserError(f"out: {out} has the ending of {told}, but the format is to be {name}.")
     return name
 
 
 def _check_onnx() -> None:
     if any(importlib.util.find_spec(package) is None for package in ("onnx", "onnxscript", "onnxruntime")):
-        raise UserError("ONNX files need onnx, onnxscript and onnxruntime: pip install 'fasta2c[export]'.")
+        needed = "onnx, onnxscript and onnxruntime"
+        raise UserError(f"ONNX files need {needed}: pip install '.[export]' in its source folder.")
 
 
 def _program(module: nn.Module, examples: tuple[Tensor, ...]) -> torch.export.ExportedProgram:

@@ -70,7 +70,7 @@ def record(
         raise UserError(f"num_envs: {num_envs} is out of range; it must be from 1 to {MOST_ENVS}.")
     if episodes < num_envs:
         raise UserError(f"episodes: {episodes} for {num_envs} environments; each needs one to show.")
-    policy = load_policy(run_dir, checkpoint_name=checkpoint, device=device, seed=seed)
+    policy = load_policy(run_dir, checkpoint=checkpoint, device=device, seed=seed)
     envs = make_eval_envs(policy.config, num_envs, policy.device, seed, env_kwargs=env_kwargs, render=True)
     try:
         check_fit(policy, envs)

@@ -66,7 +66,7 @@ def plot(
 def _files(out: Path) -> list[Path]:
     files = [out] if out.suffix.lower() in SUFFIXES else [Path(f"{out}{suffix}") for suffix in SUFFIXES[:2]]
     if out.suffix and files != [out]:
-        raise UserError(f"{out} is none of {', '.join(SUFFIXES)}; name the plot so, or without an ending.")
+        raise UserError(f"{out} must end in {' or '.join(SUFFIXES)}, or have no ending.")
     for file in files:
         check_output(file)
     return files

@@ -141,7 +141,7 @@ def _check_optuna() -> None:
     try:
         import optuna
     except ModuleNotFoundError:
-        raise UserError("sweeps are kept by optuna: pip install 'fasta2c[sweep]'.") from None
+        raise UserError("sweeps are kept by optuna: pip install '.[sweep]' in its source folder.") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 

@@ -45,7 +45,7 @@ def run(argv: list[str]) -> None:
     origins = {name: g.flag for name, g in given.items()}
     for name in ("seed", "run_dir", "init_from"):
         if name in given:
-            raise UserError(f"{given[name].flag} is the sweep's own business; see --seeds and --sweep-dir.")
+            raise UserError(f"{given[name].flag} is set by the sweep; see --seeds and --sweep-dir.")
     with errors_named(origins):
         base = base_config(given, origins)
         if "space" not in given and not {"-h", "--help"} & set(argv):

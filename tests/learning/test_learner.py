@@ -140,7 +140,7 @@ def test_a_minibatch_of_reset_rows_alone_is_no_step_and_dilutes_no_mean():
     torch.testing.assert_close(metrics, expected)
 
 
-def test_rewards_are_scaled_and_then_cut():
+def test_the_cut_is_of_what_the_scale_has_made():
     """By hand: the first rollout's returns have the deviation that scales it; what is above 1 then is cut to 1."""
     _, learn = learner(normalize_rewards=True, reward_clip=1.0, gamma=0.0)
     buffer = rollout()
@@ -199,7 +199,7 @@ def test_steps_end_where_the_policy_has_gone_far_enough():
     ],
 )
 def test_steps_that_are_made_in_vain_leave_nothing_behind(settings, made, monkeypatch):
-    """On a GPU steps go on behind the one that the policy has gone far enough with, without effect."""
+    """On a GPU steps go on after the one that the policy has gone far enough with, without effect."""
 
     def updated(breaks_off):
         model, learn = learner(num_minibatches=2, num_epochs=8, shared=False, **settings)
@@ -282,7 +282,7 @@ def test_observations_count_only_once_the_update_is_made():
 
 
 def one_by_one(buffer, settings, steps):
-    """The parameters behind `steps` (slices of environments): each an update by the definition, in plain sums."""
+    """The parameters after `steps` (slices of environments): each an update by the definition, in plain sums."""
     torch.manual_seed(1)
     model = ActorCritic(SPEC, settings)
     optimizer = build_optimizer(model, settings)
@@ -409,7 +409,7 @@ def test_a_poisoned_reset_row_moves_nothing_by_vtrace():
 )
 @pytest.mark.parametrize("keep_graph", [True, False])
 def test_a_second_step_of_a_network_with_memory_unrolls_it_anew(keep_graph, again):
-    """With a learning rate of 0 a second step's values, the one behind the last row too, are those of the first."""
+    """With a learning rate of 0 a second step's values, the one after the last row too, are those of the first."""
     settings = TrainConfig(recurrent="gru", recurrent_size=5, optimizer="adam", lr=1e-30, **again)
     torch.manual_seed(1)
     model = ActorCritic(SPEC, settings)

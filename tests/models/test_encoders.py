@@ -188,7 +188,7 @@ def test_an_encoder_that_cannot_be_had_is_told_in_words(module, name, words):
 
 
 def test_nature_cnn_has_the_published_size():
-    """1,684,128 parameters on 4 x 84 x 84: 8,224 + 32,832 + 36,928 in the convolutions, 1,606,144 behind them."""
+    """1,684,128 parameters on 4 x 84 x 84: 8,224 + 32,832 + 36,928 in the convolutions, 1,606,144 after them."""
     assert sum(p.numel() for p in NatureCNN((4, 84, 84), scale=1.0).parameters()) == 1_684_128
 
 

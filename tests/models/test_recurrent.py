@@ -26,11 +26,11 @@ def test_without_resets_it_is_torchs_layer(kind):
     features, hidden = torch.randn(T, B, F), torch.randn(1, B, M)
     carried = torch.randn(1, B, M)
     state = hidden[0] if kind == "gru" else torch.cat([hidden[0], carried[0]], dim=1)
-    outputs, behind = memory(features, state, torch.zeros(T, B, dtype=torch.bool))
+    outputs, after = memory(features, state, torch.zeros(T, B, dtype=torch.bool))
     expected, end = layer_like(memory)(features, hidden if kind == "gru" else (hidden, carried))
     torch.testing.assert_close(outputs, expected)
-    torch.testing.assert_close(behind, end[0] if kind == "gru" else torch.cat([end[0][0], end[1][0]], dim=1))
-    assert memory.state_size == behind.shape[1]
+    torch.testing.assert_close(after, end[0] if kind == "gru" else torch.cat([end[0][0], end[1][0]], dim=1))
+    assert memory.state_size == after.shape[1]
 
 
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
@@ -43,11 +43,11 @@ def test_a_game_remembers_nothing_of_the_one_before(kind, poison):
     opens[0, 1] = opens[3, 1] = True
     state = torch.zeros(B, memory.state_size)
     state[1] = poison
-    outputs, behind = memory(features, state, opens)
+    outputs, after = memory(features, state, opens)
     for rows in (slice(0, 3), slice(3, T)):
-        fresh, fresh_behind = memory(features[rows, 1:2], state[:1], torch.zeros_like(opens[rows, :1]))
+        fresh, fresh_after = memory(features[rows, 1:2], state[:1], torch.zeros_like(opens[rows, :1]))
         torch.testing.assert_close(outputs[rows, 1:2], fresh)
-    torch.testing.assert_close(behind[1:2], fresh_behind)
+    torch.testing.assert_close(after[1:2], fresh_after)
     outputs.sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in memory.parameters())
 
@@ -61,14 +61,14 @@ def test_rows_one_by_one_are_the_sequence(kind, shared):
     network = ActorCritic(env_spec((F,), "float32", actions=3), config)
     observations, opens = torch.randn(T, B, F), torch.rand(T, B) < 0.3
     start = torch.randn(B, network.state_size)
-    policy, values, behind = network.unroll(observations.flatten(0, 1), start, opens)
+    policy, values, after = network.unroll(observations.flatten(0, 1), start, opens)
     state, rows = start, []
     for t in range(T):
         row_policy, row_values, state = network.unroll(observations[t], state, opens[t : t + 1])
         rows.append((row_policy, row_values))
     torch.testing.assert_close(torch.cat([p for p, _ in rows]), policy)
     torch.testing.assert_close(torch.cat([v for _, v in rows]), values)
-    torch.testing.assert_close(state, behind)
+    torch.testing.assert_close(state, after)
     parts = [*network.actor_parameters(), *network.critic_parameters()]
     assert {id(p) for p in parts} == {id(p) for p in network.parameters()} and len(parts) == len(set(map(id, parts)))
 

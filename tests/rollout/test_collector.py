@@ -93,9 +93,10 @@ def collector(num_steps, micro_batch=100, groups=WHOLE):
 def test_rows_hold_what_happened(groups, micro_batch):
     envs, collect = collector(5, micro_batch, groups)
     rollout = collect.collect()
-    time = torch.arange(6).float().view(6, 1)
-    torch.testing.assert_close(rollout.values_T1E, (time + torch.arange(E) / 10) * 10)
-    assert rollout.actions_TE.tolist() == [[t % 4] * E for t in range(5)]
+    seen = torch.arange(6).float().view(6, 1) + torch.arange(E) / 10
+    seen[3, 1] = 0  # an episode was over: nothing is kept of its last observation
+    torch.testing.assert_close(rollout.values_T1E, seen * 10)
+    assert rollout.actions_TE.tolist() == (seen[:5].long() % 4).tolist()
     assert np.concatenate([np.stack(group.taken) for group in envs], axis=1).tolist() == rollout.actions_TE.tolist()
     assert rollout.rewards_TE.tolist() == [[t + 1.0] * E for t in range(5)]
     assert rollout.terminated_TE.nonzero().tolist() == [[2, 1]]

@@ -1,4 +1,4 @@
-"""What a session tells of its time: speed and shares behind the warm-up, wall time of all sessions."""
+"""What a session tells of its time: speed and shares after the warm-up, wall time of all sessions."""
 
 import pytest
 

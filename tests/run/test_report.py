@@ -35,7 +35,7 @@ def test_limits_are_steps_over_the_time_of_one_part():
         ({"log": 9}, {}, "intervals"),
         ({"copy": 9}, {}, "copies"),
         # rows of 200 µs: more environments share what each costs
-        ({"env": 1, "act": 1}, {"rows": 10_000}, "more --num-envs share"),
+        ({"env": 1, "act": 1}, {"rows": 10_000}, "raise --num-envs"),
         ({"update": 9}, {"rows": 10_000}, "a GPU"),
     ],
 )

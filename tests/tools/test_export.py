@@ -262,7 +262,7 @@ def test_a_disk_that_refuses(run, tmp_path, monkeypatch, capsys):
 
 def test_missing_packages_are_named(run, tmp_path, monkeypatch):
     monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'fasta2c\[export\]'"):
+    with pytest.raises(UserError, match=r"pip install '\.\[export\]'"):
         export(run, tmp_path / "a.onnx")
 
 
@@ -276,8 +276,8 @@ def test_missing_packages_are_named(run, tmp_path, monkeypatch):
         (["{run}", "--out", "{empty}"], "is a folder"),
         (["{run}", "--out", "{run}/checkpoints/latest.pt"], "a file of a run's own"),
         (["{run}", "--out", "{run}/config.yaml", "--format", "pt2"], "a file of a run's own"),
-        (["{run}", "--out", "policy.onnx", "--format", "pt2"], "--out: policy.onnx ends as a file of onnx does"),
-        (["{run}", "--out", "policy.bin"], "--out: policy.bin does not say"),
+        (["{run}", "--out", "policy.onnx", "--format", "pt2"], "--out: policy.onnx has the ending of onnx"),
+        (["{run}", "--out", "policy.bin"], "--out: policy.bin does not tell its format"),
         ([], "RUN_DIR"),
     ],
 )

@@ -205,7 +205,7 @@ def test_torch_environments_may_draw(tmp_path, monkeypatch, cls, told):
     ("flags", "told"),
     [
         ("nowhere", "nowhere does not exist"),
-        ("RUN --out a.avi", "a.avi is neither .mp4 nor .gif"),
+        ("RUN --out a.avi", "a.avi must end in .mp4 or .gif"),
         ("RUN --out none/a.mp4", "none is no folder"),
         ("RUN --episodes 0", "--episodes: 0 is out of range"),
         ("RUN --num-envs 65", "--num-envs: 65 is out of range"),

@@ -194,7 +194,7 @@ def test_a_real_run_and_the_folder_it_is_in(tmp_path, capsys):
     [
         ("", "RUN_DIR is missing"),
         ("none", "none does not exist"),
-        ("a --out a.jpg", "a.jpg is none of .png, .svg, .pdf"),
+        ("a --out a.jpg", "a.jpg must end in .png or .svg or .pdf"),
         ("a --out none/a.png", "none is no folder"),
         ("a --out folder.png", "folder.png is a folder"),
         ("folder.png", "folder.png is not a run"),

@@ -288,7 +288,7 @@ def test_a_setting_that_fails_is_told_and_the_others_go_on(tmp_path):
         ('--space {"lr":[0.1]} --sampler best', "--sampler: 'best' is not one of grid, random, tpe"),
         ('--space {"lr":[0.1]} --trials 0', "--trials: 0 is out of range"),
         ('--space {"lr":[0.1]} --seeds 1 1', "seeds: at least one is needed, and none twice"),
-        ('--space {"lr":[0.1]} --seed 3', "--seed is the sweep's own business"),
+        ('--space {"lr":[0.1]} --seed 3', "--seed is set by the sweep"),
         ('--space {"lr":[0.1]} --num-envs auto', "--num-envs: auto would choose anew for each run"),
         ('--space {"lr":[0.1]} --env Nope', "unknown environment 'Nope'"),
         ('--space {"lr":[0.1]} --sweep-dir taken', "taken is not empty and holds no sweep"),
@@ -359,7 +359,7 @@ def test_another_sweep_is_not_mixed_in(tmp_path, pretended, changed):
 
 def test_without_optuna_it_is_said_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(UserError, match=r"pip install 'fasta2c\[sweep\]'"):
+    with pytest.raises(UserError, match=r"pip install '\.\[sweep\]'"):
         sweep(quick(), GRID, tmp_path / "s")
 
 

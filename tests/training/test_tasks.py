@@ -1,6 +1,6 @@
 """Small tasks of most families, each learnt from its preset to a stated return in under five minutes on two cores.
 
-Returns are those of 100 whole games behind the last update. The suite has time for some; the others are marked nightly.
+Returns are those of 100 whole games after the last update. The suite has time for some; the others are marked nightly.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from fasta2c import TrainConfig, evaluate, train
 
 nightly = pytest.mark.nightly
 TASKS = [
-    # Random play: -500; RL-Zoo's A2C (its benchmark.md, likeliest actions): -83 behind 500,000 steps.
+    # Random play: -500; RL-Zoo's A2C (its benchmark.md, likeliest actions): -83 after 500,000 steps.
     pytest.param("Classic/Acrobot", {"total_steps": 200_000}, -120.0, id="Acrobot", marks=nightly),
     # Random: -0.6; the most: 1.
     pytest.param("ToyText/Catch", {"total_steps": 200_000}, 0.95, id="Catch"),
@@ -25,9 +25,9 @@ TASKS = [
     pytest.param("DMC/CartpoleBalance", {"total_steps": 500_000}, 450.0, id="CartpoleBalance", marks=nightly),
     # Random: 0.03, of legal moves alone.
     pytest.param("Jumanji/Maze", {"total_steps": 1_000_000}, 0.4, id="Maze", marks=nightly),
-    # Random: -1240; RL-Zoo's A2C: -163 behind as many steps.
+    # Random: -1240; RL-Zoo's A2C: -163 after as many steps.
     pytest.param("Classic/Pendulum", {}, -250.0, id="Pendulum", marks=nightly),
-    # Random: -181; RL-Zoo's A2C: 156 behind 200,000 steps.
+    # Random: -181; RL-Zoo's A2C: 156 after 200,000 steps.
     pytest.param("Box2D/LunarLander", {}, 100.0, id="LunarLander", marks=nightly),
     # Random: 11.
     pytest.param("Highway/Highway", {"total_steps": 200_000}, 20.0, id="Highway", marks=nightly),
