@@ -17,6 +17,9 @@ from fasta2c.flags import write_completion
 from fasta2c.run.signals import leave
 from fasta2c.verbs import envs, eval, export, play, plot, sweep, train
 
+# Columns that a help text is laid out for at least.
+NARROWEST = 40
+
 
 class Verb(NamedTuple):
     """What a verb does with what follows it, and the flags that it takes."""
@@ -57,11 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal may not know ± or a folder's name
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.append(here)  # a module of the user's is found where they are, as `python -m` would
+    _prepare_streams()
+    with contextlib.suppress(OSError):  # it may have been removed
+        if (here := os.getcwd()) not in sys.path:
+            sys.path.append(here)  # a module of the user's is found where they are, as `python -m` would
     try:
         try:
             _dispatch(list(sys.argv[1:] if argv is None else argv))
@@ -89,7 +91,22 @@ def _run(argv: Sequence[str] | None) -> int:
         if is_out_of_memory(error):
             return _tell("error: out of memory; use fewer --num-envs or --num-steps, or a smaller --micro-batch.", 1)
         raise
+    except BaseException as error:
+        if isinstance(error, Exception):
+            raise
+        return _tell(f"error: {type(error).__name__}: {error}", 1)  # of an environment in Rust, say, that panics
     return 0
+
+
+def _prepare_streams() -> None:
+    """Make stdout and stderr take whatever is written to them."""
+    if sys.stdout is None:  # closed by whoever started us
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as Python runs
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may not know ± or a folder's name
+    if os.environ.get("COLUMNS", "").isdecimal():  # tyro never ends its help for a terminal of four
+        os.environ["COLUMNS"] = str(max(int(os.environ["COLUMNS"]), NARROWEST))
 
 
 def _tell(message: str, code: int, *, of_another: bool = False) -> int:

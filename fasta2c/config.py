@@ -153,7 +153,7 @@ class TrainConfig:
     """Updates between histograms of all parameters in TensorBoard; 0 makes none."""
     video_interval: Whole = 0
     """Updates between films of a game (its first 1,000 steps) in TensorBoard; 0 makes none."""
-    env_timeout: NonNegative = 300.0
+    env_timeout: Annotated[float, Range(0, 1e6)] = 300.0
     """Seconds that environments may take for a step before the run is ended; 0 waits for ever."""
     restart_envs: bool = False
     """Restart a Gymnasium environment that raises, dies or hangs (its game is lost) instead of ending the run."""

@@ -27,6 +27,10 @@ class RunError(Fasta2cError):
     exit_code = 1
 
 
+class DiskError(RunError):
+    """The disk refused what the run cannot do without; with room again, the run can go on."""
+
+
 class PeerLost(RunError):
     """Another rank of the run has failed or was killed, which it may have told of itself, or cannot be reached."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
-import sys
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -13,6 +14,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fasta2c.errors import UserError, did_you_mean
+
+# The largest float32, nearly; how much a mapping may hold, and how deep.
+LARGEST = 3.4e38
+MOST_VALUES, DEEPEST = 10_000, 50
+
+_SHORTENED = reprlib.Repr()
+_SHORTENED.maxlevel, _SHORTENED.maxstring, _SHORTENED.maxother = 3, 80, 80
 
 
 @dataclass(frozen=True)
@@ -26,8 +34,8 @@ class Range:
     def holds(self, value: float) -> bool:
         """Whether `value` is finite and inside the bounds."""
         over = value > self.low if self.above else value >= self.low
-        # Not `!= inf`: a whole number too large for a float is finite, and comes to grief later.
-        return over and value <= self.high and abs(value) <= sys.float_info.max
+        # Not `!= inf`: a number too large for torch's floats is finite, and comes to grief later.
+        return over and value <= self.high and abs(value) <= LARGEST
 
     def __str__(self) -> str:
         low, high = (f"{bound:,}" for bound in (self.low, self.high))
@@ -75,7 +83,7 @@ def kind_of(value: Any) -> str:
 def show(value: Any) -> str:
     """`value` for a message, cut where it is long."""
     try:
-        text = repr(value)
+        text = _SHORTENED.repr(value) if isinstance(value, dict | list | tuple | set) else repr(value)
     except ValueError:  # Python prints no whole numbers of thousands of digits
         return "a huge number"
     return text if len(text) <= 60 else f"{text[:40]}…{text[-15:]}"
@@ -88,7 +96,8 @@ def check(name: str, value: Any, hint: Any) -> None:
         check(name, value, options[0])
         for bounds in options[1:]:
             if isinstance(bounds, Range) and not bounds.holds(value):
-                raise UserError(f"{name}: {show(value)} is out of range; it must be {bounds}.")
+                most = f"; {LARGEST} is the most" if LARGEST < abs(value) < math.inf else ""
+                raise UserError(f"{name}: {show(value)} is out of range; it must be {bounds}{most}.")
     elif origin in (typing.Union, types.UnionType):
         words = next((typing.get_args(o) for o in options if typing.get_origin(o) is Literal), ())
         if words and isinstance(value, str):
@@ -110,11 +119,7 @@ def check(name: str, value: Any, hint: Any) -> None:
             raise UserError(
                 f"{name}: expected a mapping such as {{frame_skip: 4}}, found {kind_of(value)} ({show(value)})."
             )
-        try:
-            for key, inner in value.items():
-                _check_plain(f"{name}.{key}", inner)
-        except RecursionError:
-            raise UserError(f"{name}: it contains itself.") from None
+        _check_plain(name, value)
     elif hint is float:
         if isinstance(value, str) and _reads_as_number(value):
             raise UserError(
@@ -140,23 +145,28 @@ def check_ranges(flags: object, limits: Mapping[str, Range]) -> None:
 
 def _check_plain(name: str, value: Any) -> None:
     """Raise `UserError` unless `value` is what JSON holds: text, finite numbers, true, false, null, or several."""
-    kind = type(value)  # a subclass, such as numpy's numbers, is nothing that a file gives back
-    if kind is dict:
-        for key, inner in value.items():
-            _check_plain(name, key)
-            _check_plain(f"{name}.{key}", inner)
-    elif kind in (list, tuple):
-        for inner in value:
-            _check_plain(name, inner)
-    elif not (
-        value is None
-        or kind is bool
-        or (kind is int and abs(value) < 2**63)
-        or (kind is float and math.isfinite(value))
-        or (kind is str and not any("\ud800" <= letter <= "\udfff" for letter in value))
-    ):
-        kinds = "text, numbers, true, false, null, lists or mappings"
-        raise UserError(f"{name}: {show(value)} cannot be saved with the run; use {kinds}.")
+    left = [(name, value, 0)]
+    for count in itertools.count(1):
+        if not left:
+            return
+        where, inner, depth = left.pop()
+        if depth > DEEPEST or count > MOST_VALUES:  # a few lines of YAML's aliases can mean billions of values
+            raise UserError(f"{name}: it contains itself, or is too large or too deep to be kept with a run.")
+        kind = type(inner)  # a subclass, such as numpy's numbers, is nothing that a file gives back
+        if kind is dict:
+            left += ((where, key, depth + 1) for key in inner)
+            left += ((f"{where}.{key}", item, depth + 1) for key, item in inner.items())
+        elif kind in (list, tuple):
+            left += ((where, item, depth + 1) for item in inner)
+        elif not (
+            inner is None
+            or kind is bool
+            or (kind is int and abs(inner) < 2**63)
+            or (kind is float and math.isfinite(inner))
+            or (kind is str and not any("\ud800" <= letter <= "\udfff" for letter in inner))
+        ):
+            kinds = "text, numbers, true, false, null, lists or mappings"
+            raise UserError(f"{where}: {show(inner)} cannot be saved with the run; use {kinds}.")
 
 
 def _reads_as_number(text: str) -> bool:

@@ -20,13 +20,13 @@ from fasta2c.tune import tune
 
 
 def train(config: TrainConfig, *, resume: str | Path | None = None, callbacks: Sequence[Callback] = ()) -> TrainResult:
-    """Train an agent; with `resume`, go on where the run in that directory was saved.
+    """Train an agent; with `resume`, go on where a run was saved.
 
     Under torchrun all ranks call this, and train together; rank 0 alone writes. What torchrun has restarted goes on.
 
     Args:
         config: fields that were not given take the environment's preset, or the resumed run's values.
-        resume: run directory to go on with.
+        resume: run directory to go on with, or one of its checkpoints.
         callbacks: told what happens; of several ranks, on rank 0.
 
     Raises:

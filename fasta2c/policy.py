@@ -16,7 +16,7 @@ from fasta2c.config import TrainConfig, from_plain
 from fasta2c.errors import UserError
 from fasta2c.models.actor_critic import ActorCritic
 from fasta2c.models.encoders import is_convolutional
-from fasta2c.run.checkpoint import load, resolve
+from fasta2c.run.checkpoint import load, resolve, understood
 from fasta2c.spaces import EnvSpec
 
 
@@ -152,8 +152,9 @@ def load_policy(
     file = resolve(Path(path), checkpoint)
     target = accel.resolve_device(device)
     state = load_state(file)
-    config = TrainConfig(**from_plain(state["config"], str(file)))
-    spec = EnvSpec.from_plain(state["spec"])
-    model = build_model(spec, config, target)
-    load_parameters(model, state["model"], file)
+    with understood(file):
+        config = TrainConfig(**from_plain(state["config"], str(file)))
+        spec = EnvSpec.from_plain(state["spec"])
+        model = build_model(spec, config, target)
+        load_parameters(model, state["model"], file)
     return Policy(model, spec, config, target, config.seed if seed is None else seed)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, NamedTuple
 
 import torch
@@ -23,8 +25,13 @@ from fasta2c.run.metrics import MetricsLog
 from fasta2c.run.provenance import commit, versions
 from fasta2c.run.report import TimeReport
 
-# What a checkpoint holds for --resume, beside what `snapshot` takes.
-RESUMED = {"skipped", "update", "resumes", "env_restarts", "wall_seconds", "best_return", "log"}
+# What a checkpoint holds for --resume, beside what `snapshot` takes, and of what kind it is.
+RESUMED: Mapping[str, type | UnionType] = {
+    **dict.fromkeys(("update", "skipped", "resumes", "env_restarts"), int),
+    "wall_seconds": float,
+    "best_return": float | None,
+    "log": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,7 @@ class Records:
         if ranks.leads:
             directory.write_config({**shown(config), "versions": versions(), "commit": commit()})
         self.log = MetricsLog(
-            directory.path if ranks.leads else None, resume_at=parts.collector.env_steps if state else None
+            directory.root if ranks.leads else None, resume_at=parts.collector.env_steps if state else None
         )
         """metrics.csv and TensorBoard."""
         self.log.add_config(shown(config))

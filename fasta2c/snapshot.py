@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import torch
@@ -61,15 +63,18 @@ def _check_alike(parts: Parts, ranks: Ranks) -> None:
         )
 
 
-def read(run_dir: Path, needed: set[str]) -> tuple[Path, dict[str, Any]]:
-    """The last checkpoint of a run, and what it holds: what `take` took, and what is `needed` beside.
+def read(path: Path, needed: Mapping[str, type | UnionType]) -> tuple[Path, dict[str, Any]]:
+    """The last checkpoint of a run, or the one that is `path`, and what it holds.
+
+    That is what `take` took, and what is `needed` beside, of these kinds.
 
     Raises:
         UserError: there is none, or it lacks something.
     """
-    file = checkpoint.resolve(run_dir)
+    file = checkpoint.resolve(path)
     state = load_state(file)
-    if missing := {*OWN, "optimizer", *needed} - state.keys():
+    kinds = {**dict.fromkeys(OWN, object), "collector": dict, "reward_scaler": dict, "optimizer": dict, **needed}
+    if missing := [name for name, kind in kinds.items() if not isinstance(state.get(name), kind)]:
         raise UserError(f"{file} lacks {', '.join(sorted(missing))}; resume from another checkpoint.")
     return file, state
 

@@ -45,6 +45,14 @@ def _parameters(init_from: Path) -> tuple[Path, dict[str, Any]]:
     return file, load_state(file)["model"]
 
 
+def _working_directory() -> Path | None:
+    """None where it has been removed."""
+    try:
+        return Path.cwd()
+    except OSError:
+        return None
+
+
 class Trainer:
     """Everything a run is made of, built from its configuration or from its last checkpoint.
 
@@ -71,10 +79,11 @@ class Trainer:
 
     def _build(self, config: TrainConfig, resume: Path | None, job: str | None, resources: ExitStack) -> None:
         """Put everything together; what has to be closed goes into `resources`. New files come last."""
-        ranks = self.ranks
+        ranks, here = self.ranks, _working_directory()
         state: dict[str, Any] | None = None
         if resume is not None:
-            self.directory = RunDirectory.open(resume, lock=True) if ranks.leads else RunDirectory(resume)
+            folder = checkpoint.run_of(resume)
+            self.directory = RunDirectory.open(folder, lock=True) if ranks.leads else RunDirectory(folder)
             resources.callback(self.directory.close)
             file, state = ranks.of_first(snapshot.read(resume, RESUMED) if ranks.leads else None)
             saved = from_plain(state["config"], str(file))
@@ -110,17 +119,19 @@ class Trainer:
             self._sideshow.check()
             if config.wandb:
                 wandb.check()
-        try:
-            checkpoint.serialise(self.collector.state_dict())
-        except TypeError as error:
-            raise UserError(f"{config.env}: its state_dict cannot be saved: {error}") from None
+        for whose, part in ((config.env, self.collector), (f"encoder {config.encoder}", self.parts.model)):
+            try:
+                checkpoint.serialise(part.state_dict())
+            except TypeError as error:
+                raise UserError(f"{whose}: its state_dict cannot be saved: {error}") from None
 
         self.update = 0
         self._skipped = 0
         self._restarts_before = 0
         self._notes = [self.parts.note] if self.parts.note else []
         if state is not None:
-            self._restore(state, file)
+            with checkpoint.understood(file):
+                self._restore(state, file)
         elif config.init_from is not None:
             file, parameters = ranks.of_first(_parameters(config.init_from) if ranks.leads else None)
             load_parameters(self.parts.model, parameters, file)
@@ -129,17 +140,21 @@ class Trainer:
         self.clock = Clock(self.timer, update=self.update, env_steps=self.env_steps, wall_before=before)
 
         if state is None:
+            below = None if _working_directory() == here else here  # where an environment has changed it
             made = (
-                RunDirectory.create(config.run_dir, env=config.env, seed=config.seed, job=job) if ranks.leads else None
+                RunDirectory.create(config.run_dir, env=config.env, seed=config.seed, job=job, below=below)
+                if ranks.leads
+                else None
             )
             path = ranks.of_first(made and made.path)
             self.directory = made or RunDirectory(path)
             resources.callback(self.directory.close)
         if config.wandb and ranks.leads:  # before there is a log
-            resources.callback(wandb.sync(self.directory.path, shown(config)))
-        self.records = Records(
-            config, self.parts, self.directory, self.clock, device=self.device, ranks=ranks, state=state
-        )
+            resources.callback(wandb.sync(self.directory.root, shown(config)))
+        with checkpoint.understood(None if state is None else file):
+            self.records = Records(
+                config, self.parts, self.directory, self.clock, device=self.device, ranks=ranks, state=state
+            )
         resources.callback(self.records.close)
         if job is not None and state is None:
             self._save()  # what torchrun restarts goes on from here at least

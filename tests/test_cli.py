@@ -282,6 +282,8 @@ def test_a_mistake_in_a_file_names_the_file(
         "env: Atari/Pomg": "env: Atari has no environment 'Pomg'.",
         "lr: 7e-4": "lr: '7e-4' is text to YAML",
         "num_evns: 3": "unknown key 'num_evns'. Did you mean num_envs",
+        "lr: 1.0\ngamma: 0.9\nlr: 0.5": "not valid YAML at line 1, column 1: 'lr' stands there twice.",
+        **dict.fromkeys(["lr: !!bool abc", "lr: !!timestamp abc", "lr: !!int ''", "lr: !!float ''"], "not valid YAML"),
     }.items():
         file.write_text(text)
         assert cli.main(["train", "--config", str(file)]) == 2
@@ -512,6 +514,29 @@ def test_a_terminal_that_knows_no_such_letters_gets_others(tmp_path: Path) -> No
     code = "import sys; from fasta2c.cli import main; sys.exit(main(['eval', 'né']))"
     done = run(code=code, PYTHONIOENCODING="ascii")
     assert done.returncode == 2 and done.stderr.startswith("fasta2c: error: n\\xe9 does not exist")
+
+
+def test_closed_streams_are_no_error() -> None:
+    command = [sys.executable, "-m", "fasta2c", "--version"]
+    for closed in (">&-", "2>&-", ">&- 2>&-"):
+        done = subprocess.run(
+            ["sh", "-c", f'"$@" {closed}', "sh", *command], env={**os.environ, "PYTHONPATH": str(ROOT)}
+        )
+        assert done.returncode == 0
+
+
+def test_a_working_directory_that_is_gone_is_no_traceback(tmp_path: Path) -> None:
+    gone = f"import os, sys; from fasta2c.cli import main; os.chdir({str(tmp_path)!r}); os.rmdir(os.getcwd()); "
+    assert run(code=gone + "sys.exit(main(['--version']))").returncode == 0
+    tmp_path.mkdir()
+    done = run(code=gone + "sys.exit(main(['train', '--nothing']))")
+    assert done.returncode == 2 and done.stderr.startswith("fasta2c: error: unknown flag --nothing")
+
+
+@pytest.mark.parametrize("columns", ["1", "4", "0"])
+def test_help_ends_however_narrow_the_terminal_is(columns: str) -> None:
+    done = run("plot", "--help", COLUMNS=columns)
+    assert done.returncode == 0 and "--out" in done.stdout
 
 
 def test_an_environment_that_exits_is_told_of(tmp_path: Path) -> None:

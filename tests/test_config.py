@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import datetime
+import functools
 import math
 import pickle
 from pathlib import Path
@@ -22,6 +23,12 @@ from fasta2c.errors import UserError
 FIELDS = [f.name for f in dataclasses.fields(TrainConfig)]
 HUGE = 10**400  # a finite whole number that no float holds
 UNPRINTABLE = 10**5000  # Python refuses to turn it into text
+
+
+def bomb() -> dict[str, Any]:
+    """What nine lines of YAML's aliases can mean: 9 ** 9 values."""
+    return {"x": functools.reduce(lambda inner, _: [inner] * 9, range(9), "x")}
+
 
 numbers = st.one_of(
     st.integers(),
@@ -78,6 +85,10 @@ def test_numbers_that_python_does_not_print_are_refused_in_words(name: str) -> N
         ("seed", 2**63, "out of range"),
         ("total_steps", True, "expected a whole number, found true/false"),
         ("lr", math.nan, "above 0"),
+        ("lr", 1e39, "out of range"),
+        ("ent_coef", 1e308, "out of range"),
+        ("lr", bomb()["x"], "expected a number, found a list"),
+        ("env_timeout", 1e7, "from 0 to 1,000,000"),
         ("lr", math.inf, "finite"),
         ("lr", 0, "above 0"),
         ("lr", HUGE, "finite"),
@@ -114,6 +125,8 @@ itself["x"].append(itself)
         ({"x": "\ud800"}, "cannot be saved"),
         ({"x": np.float64(1.0)}, "cannot be saved"),
         (itself, "^env_kwargs: it contains itself"),
+        (bomb(), "^env_kwargs: .* too large"),
+        ({"x": functools.reduce(lambda inner, _: [inner], range(350), 0)}, "^env_kwargs: .* too deep"),
     ],
 )
 def test_env_kwargs_are_what_a_run_can_keep(value: Any, said: str) -> None:

@@ -1,11 +1,13 @@
 """Whole runs of the trainer on real environments: files, determinism, resume, faults."""
 
+import dataclasses
 import io
 import itertools
 import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import time
@@ -410,6 +412,126 @@ def test_a_state_that_no_checkpoint_can_hold_is_refused_before_training(tmp_path
     with pytest.raises(UserError, match="torch:walks:Walk: its state_dict cannot be saved: "):
         train(config(tmp_path, env="torch:walks:Walk"))
     assert not (tmp_path / "run").exists()
+
+
+class Breaking(torch.nn.Module):
+    """An encoder that fails in its `calls`-th call, or has a state that cannot be saved."""
+
+    calls, extra = 30, None
+
+    def __init__(self, space):
+        super().__init__()
+        self.layer, self.features, self.left = torch.nn.Linear(space.shape[0], 8), 8, self.calls
+
+    def forward(self, x):
+        self.left -= 1
+        return self.layer(x) if self.left else {}["the rope"]
+
+    def get_extra_state(self):
+        return self.extra
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_an_encoder_of_the_users_that_fails_ends_the_run_in_words(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mine", types.SimpleNamespace(Breaking=Breaking))
+    with pytest.raises(RunError, match=r"encoder: mine:Breaking raised KeyError: 'the rope' \(test_trainer.py:\d+\)"):
+        train(config(tmp_path, encoder="mine:Breaking"))
+    monkeypatch.setattr(Breaking, "extra", Breaking)
+    with pytest.raises(UserError, match="encoder mine:Breaking: its state_dict cannot be saved: it holds more than"):
+        train(config(tmp_path, "unsaved", encoder="mine:Breaking"))
+    assert not (tmp_path / "unsaved").exists()
+
+
+def test_a_run_goes_on_from_an_older_checkpoint_where_the_last_is_damaged(tmp_path):
+    run = train(config(tmp_path, checkpoint_interval=10)).run_dir
+    checkpoints = run / "checkpoints"
+    (checkpoints / "latest.pt").write_bytes((checkpoints / "latest.pt").read_bytes()[:5000])  # and its step: one file
+    older = sorted(checkpoints.glob("step_*.pt"), key=lambda file: int(file.stem[5:]))[-2]
+    with pytest.raises(UserError, match=f"damaged or cut short; use another checkpoint, such as .*{older.name}"):
+        train(TrainConfig(total_steps=4000, quiet=True), resume=run)
+    result = train(TrainConfig(total_steps=4000, quiet=True), resume=older)
+    assert result.run_dir == run and result.env_steps >= 4000
+    steps = [int(row["env_steps"]) for row in rows(run)]
+    assert steps == sorted(set(steps)) and steps[-1] == result.env_steps
+    assert load(run)["resumes"] == 1
+
+
+WRONG = [
+    *({name: "text"} for name in ("update", "resumes", "wall_seconds", "best_return", "log", "collector", "optimizer")),
+    {"optimizer": {}},
+    {"collector": {}},
+    {"log": {}},
+    {"randomness": {}},
+    {"model": {"odd": torch.zeros(1)}},
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: f"{next(iter(wrong))}-{type(next(iter(wrong.values())))}")
+def test_a_checkpoint_that_holds_something_else_is_refused_in_a_line(tmp_path, small_run, wrong):
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    state = load(run)
+    torch.save({**state, **wrong}, run / "checkpoints" / "latest.pt")
+    before = (run / "metrics.csv").read_bytes()
+    with pytest.raises(UserError, match=r"latest\.pt.* (lacks|does not hold|does not fit)"):
+        train(TrainConfig(total_steps=3000, quiet=True), resume=run)
+    assert (run / "metrics.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("wrong", [{"spec": {}}, {"spec": {"stack": "four"}}, {"model": {}}], ids=str)
+def test_a_policy_is_not_made_of_something_else(tmp_path, small_run, wrong):
+    state = load(small_run)
+    wrong = {name: {**state[name], **value} if value else value for name, value in wrong.items()}
+    torch.save({**state, **wrong}, tmp_path / "odd.pt")
+    with pytest.raises(UserError, match=r"odd\.pt.* does not (hold|fit)"):
+        load_policy(tmp_path / "odd.pt")
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    return train(config(tmp_path_factory.mktemp("small"), total_steps=1000)).run_dir
+
+
+class Wanderer(gymnasium.Env):
+    """Changes the working directory, in its constructor or in its 100th step."""
+
+    observation_space = Box(0, 1, (2,), np.float32)
+    action_space = Discrete(2)
+
+    def __init__(self, when, to):
+        self.when, self.to, self.steps = when, to, 0
+        if when == "made":
+            os.chdir(to)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 100 and self.when == "step":
+            os.chdir(self.to)
+        return np.zeros(2, np.float32), 1.0, self.steps % 10 == 0, False, {}
+
+
+@pytest.mark.parametrize("when", ["made", "step"])
+@pytest.mark.parametrize("run_dir", ["run", None])
+def test_an_environment_that_goes_elsewhere_leaves_the_run_where_it_is(tmp_path, monkeypatch, when, run_dir):
+    gymnasium.register("test_trainer/Wanderer-v0", entry_point=Wanderer)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    kwargs = {"when": when, "to": str(tmp_path / "elsewhere")}
+    try:
+        given = config(tmp_path, env="gymnasium:test_trainer/Wanderer-v0", env_kwargs=kwargs, checkpoint_interval=10)
+        train(dataclasses.replace(given, run_dir=run_dir))
+    finally:
+        gymnasium.registry.pop("test_trainer/Wanderer-v0")
+    assert not list((tmp_path / "elsewhere").iterdir())
+    (summary,) = tmp_path.glob("run/summary.json" if run_dir else "runs/**/summary.json")
+    assert json.loads(summary.read_text())["status"] == "done"
+    assert (summary.parent / "checkpoints" / "latest.pt").exists()
 
 
 class Frail(gymnasium.Env):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import Any
 
 import gymnasium
@@ -15,6 +14,7 @@ from fasta2c.envs.base import HostEnvs, Row
 from fasta2c.envs.ids import EnvId
 from fasta2c.envs.registry import maker
 from fasta2c.envs.vector import Vector
+from fasta2c.envs.workers import Patience
 from fasta2c.errors import RunError, UserError, warn
 from fasta2c.spaces import EnvSpec, spec_of
 
@@ -98,12 +98,12 @@ class GymnasiumEnvs(HostEnvs):
         Where an environment has failed and is made anew, the row is none of its game: not valid, cut, its observation
         the one before.
         """
-        deadline = time.monotonic() + self._timeout
+        patience = Patience(self._timeout)
         lost = np.zeros(self.num_envs, dtype=np.bool_)
         brought = []
         for part in self._parts:
             try:
-                observations, *rest = part.receive(deadline)
+                observations, *rest = part.receive(patience)
                 brought.append((self._layout.pack(self._layout.flatten(observations)), *rest))
             except custom.RAISED as error:  # the environment can raise anything
                 self._make_anew(part, error)

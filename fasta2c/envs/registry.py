@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-import signal
-import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
 from gymnasium.vector import AutoresetMode
 
 from fasta2c import custom
+from fasta2c.envs.workers import none_left, worker
 from fasta2c.errors import UserError, did_you_mean, one_line
 
 # What `gymnasium.make` itself takes, beside the environment's own arguments.
@@ -43,13 +41,16 @@ def maker(backend_id: str, options: dict[str, Any], *, render: bool) -> Callable
     wrappers = _wrappers(options.get("wrappers", []))
 
     def make(count: int) -> Any:
-        with warnings.catch_warnings(), _no_signals(mode):
+        vector_kwargs: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+        if mode == "async":
+            vector_kwargs["worker"] = worker()
+        with warnings.catch_warnings(), none_left():
             warnings.filterwarnings("ignore", category=UserWarning)
             return gymnasium.make_vec(
                 backend_id,
                 num_envs=count,
                 vectorization_mode=mode,
-                vector_kwargs={"autoreset_mode": AutoresetMode.NEXT_STEP},
+                vector_kwargs=vector_kwargs,
                 wrappers=wrappers,
                 **own,
                 **({"render_mode": "rgb_array"} if render else {}),
@@ -72,20 +73,6 @@ def _find(backend_id: str) -> gymnasium.envs.registration.EnvSpec:
         raise UserError(f"env: Gymnasium knows no environment {name!r}.{hint}") from None
     except custom.RAISED as error:  # the user's module can raise anything while it is imported
         raise UserError(f"gymnasium:{backend_id}: importing {module} failed: {type(error).__name__}: {error}") from None
-
-
-@contextlib.contextmanager
-def _no_signals(mode: str) -> Iterator[None]:
-    """Processes started inside ignore what a terminal sends to all of them: ours decides when they end."""
-    if mode != "async" or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _wrappers(listed: Any) -> list[Callable[[gymnasium.Env[Any, Any]], gymnasium.Wrapper[Any, Any, Any, Any]]]:

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from fasta2c import custom
 from fasta2c.envs.ids import EnvId
-from fasta2c.errors import Fasta2cError, RunError, UserError
+from fasta2c.errors import Fasta2cError, RunError, UserError, warn
 from fasta2c.spaces import EnvSpec, spec_of
 
 
@@ -79,7 +79,11 @@ class TorchEnvs:
         except custom.RAISED as error:  # the user's constructor can raise anything
             raise UserError(f"{self._name}: cannot be made: {custom.told(error)}") from None
         for name in ("observation_space", "action_space", "reset", "step"):
-            if not hasattr(self._envs, name):
+            try:
+                there = hasattr(self._envs, name)
+            except custom.RAISED as error:  # a property of the user's can raise anything
+                raise UserError(f"{self._name}: {name} raised {custom.told(error)}") from None
+            if not there:
                 raise UserError(f"{self._name}: has no {name}.")
         self.action_space: gymnasium.Space[Any] = self._envs.action_space
         self.spec: EnvSpec = spec_of(self._envs.observation_space, self.action_space, env_id=self._name)
@@ -156,9 +160,12 @@ class TorchEnvs:
         self._previous_done = state["previous_done"].to(self._device)
 
     def close(self) -> None:
-        """Tell the class, if it wants to know."""
+        """Tell the class, if it wants to know. What goes wrong with that is told, and fails nothing."""
         if hasattr(self._envs, "close"):
-            self._envs.close()
+            try:
+                self._envs.close()
+            except custom.RAISED as error:
+                warn(f"{self._name}: close raised {custom.told(error)}")
 
     @contextlib.contextmanager
     def _failing(self, what: str) -> Iterator[None]:

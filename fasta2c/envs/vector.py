@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import multiprocessing
 import signal
-import time
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,11 @@ from numpy.typing import NDArray
 
 from fasta2c import custom
 from fasta2c.envs.base import spread_seeds
-from fasta2c.errors import RunError
+from fasta2c.envs.workers import Leash, Patience
+from fasta2c.errors import RunError, warn
+
+# How long environments in processes of their own may take to close.
+CLOSING_SECONDS = 30.0
 
 
 class Vector:
@@ -39,8 +42,10 @@ class Vector:
         self._first_seed, self._made = seeds[0], 0
         self._actions: NDArray[Any] | None = None
         self._failed: Exception | None = None
-        self._alive = True
-        self.envs: Any = make(len(seeds))
+        self._alive = False
+        self._leash: Leash | None = None
+        self.envs: Any
+        self._begin(len(seeds))
 
     def send(self, actions: NDArray[Any]) -> None:
         """Begin to step, or to reset, in other processes."""
@@ -51,18 +56,19 @@ class Vector:
             except Exception as error:  # told where it can be dealt with
                 self._failed = error
 
-    def receive(self, deadline: float) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any]]:
+    def receive(self, patience: Patience) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Observations, rewards, terminated and truncated; raises what the environments do, or `TimeoutError`."""
         error, self._failed = self._failed, None
         if error is not None:
             raise error
-        timeout = max(deadline - time.monotonic(), 0.0) if deadline < math.inf else None
         elsewhere = isinstance(self.envs, AsyncVectorEnv)
+        if elsewhere and not patience.outlasts(self.envs.parent_pipes):
+            raise multiprocessing.TimeoutError
         if not self.begins:
-            step = self.envs.step_wait(timeout) if elsewhere else self.envs.step(self._actions)
+            step = self.envs.step_wait() if elsewhere else self.envs.step(self._actions)
             self.failures = 0
             return step[:4]
-        observations, _ = self.envs.reset_wait(timeout) if elsewhere else self.envs.reset(seed=self._seeds)
+        observations, _ = self.envs.reset_wait() if elsewhere else self.envs.reset(seed=self._seeds)
         self.begins, self._seeds = False, None
         count = self.envs.num_envs
         return observations, np.zeros(count), np.zeros(count, bool), np.zeros(count, bool)
@@ -97,15 +103,13 @@ class Vector:
         self.begins = True
         count = self.columns.stop - self.columns.start
         self._seeds = spread_seeds(self._first_seed, count, stream=self._made)
-        self.envs, self._alive = self._make(count), True
+        self._begin(count)
 
     def abandon(self) -> None:
         """Let go of environments that do not answer any more, or may not."""
         self._alive = False
-        if isinstance(self.envs, AsyncVectorEnv):  # whose own close would wait for what they were last asked
-            for process in self.envs.processes:
-                process.kill()
-                process.join()
+        if self._leash is not None:  # their own close would wait for what they were last asked
+            self._leash.kill()
             for pipe in self.envs.parent_pipes:
                 if pipe is not None:
                     pipe.close()
@@ -115,7 +119,43 @@ class Vector:
         self.envs.closed = True
 
     def close(self) -> None:
-        """Close them, if they are there."""
-        if self._alive:
-            self._alive = False
-            self.envs.close()
+        """Close them, if they are there. What goes wrong with that is told, and fails nothing."""
+        if not self._alive:
+            return
+        self._alive = False
+        try:
+            with self._closing_in_time():
+                self.envs.close()
+        except custom.RAISED as error:
+            warn(f"an environment could not be closed: {custom.told(error)}")
+        if self._leash is not None:
+            self._leash.kill()
+
+    @contextlib.contextmanager
+    def _closing_in_time(self) -> Iterator[None]:
+        """Inside, those in processes of their own that take too long to close are killed, and so waited for no more."""
+        leash, late = self._leash, threading.Event()
+        if leash is None:
+            yield
+            return
+
+        def end() -> None:
+            late.set()
+            leash.kill()
+
+        timer = threading.Timer(CLOSING_SECONDS, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except (EOFError, OSError):
+            if not late.is_set():
+                raise
+        finally:
+            timer.cancel()
+        if late.is_set():
+            warn(f"environments that had not closed within {CLOSING_SECONDS:g} s were killed.")
+
+    def _begin(self, count: int) -> None:
+        self.envs, self._alive = self._make(count), True
+        self._leash = Leash(self, self.envs.processes) if isinstance(self.envs, AsyncVectorEnv) else None

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fasta2c import custom
 from fasta2c.config import TrainConfig
-from fasta2c.errors import UserError
+from fasta2c.errors import RunError, UserError, is_out_of_memory
 from fasta2c.models.images import ImpalaResNet, NatureCNN, SmallCNN
 from fasta2c.models.layers import MLP
 from fasta2c.spaces import Layout, Leaf, observation_space
@@ -149,7 +149,7 @@ class _Custom(nn.Module):
 
     def __init__(self, name: str, layout: Layout) -> None:
         super().__init__()
-        self._layout = layout
+        self._name, self._layout = name, layout
         made = custom.load(name, "encoder")
         try:
             built = made(observation_space(layout))
@@ -165,7 +165,7 @@ class _Custom(nn.Module):
         packed = torch.zeros((2, *layout.shape), dtype=getattr(torch, layout.dtype))
         try:
             with torch.no_grad():
-                found = list(self(layout.unpack(packed)).shape)
+                found = list(built(layout.nest(layout.unpack(packed))).shape)
         except custom.RAISED as error:
             raise UserError(f"encoder: {name} fails on two observations: {type(error).__name__}: {error}") from None
         if found != [2, features]:
@@ -173,7 +173,12 @@ class _Custom(nn.Module):
 
     def forward(self, leaves: Sequence[Tensor]) -> Tensor:
         """Leaves [B, ...] to features [B, F]."""
-        return self.encoder(self._layout.nest(leaves))
+        try:
+            return self.encoder(self._layout.nest(leaves))
+        except custom.RAISED as error:
+            if isinstance(error, Exception) and is_out_of_memory(error):
+                raise
+            raise RunError(f"encoder: {self._name} raised {custom.told(error)}") from error
 
 
 def channels_last(shape: tuple[int, ...]) -> bool:

@@ -9,14 +9,14 @@ import re
 import shutil
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from pickle import PicklingError, UnpicklingError
 from typing import Any
 
 import torch
 
-from fasta2c.errors import RunError, UserError, reason
+from fasta2c.errors import DiskError, RunError, UserError, is_out_of_memory, one_line, reason
 from fasta2c.run.directory import RunDirectory, clear_temporaries, sync_folder, temporary_beside, write_atomically
 
 FORMAT_VERSION = 2
@@ -30,22 +30,26 @@ def save(directory: RunDirectory, state: Mapping[str, Any], *, env_steps: int) -
         state: tensors and plain values only; `format_version` is added.
 
     Raises:
-        RunError: the disk refuses; the previous latest.pt is as it was.
-        TypeError: `state` holds something that `load` would refuse.
+        RunError: the disk refuses, the folder is another run's by now, or `state` holds something that `load` would
+            refuse; the previous latest.pt is as it was.
     """
     step = directory.checkpoints / f"step_{env_steps}.pt"
+    directory.check_ours()
     _write(step, state)
     try:
         _point_to(step, directory.latest)
     except OSError as error:
         raise _refused(directory.latest, error) from None
-    for old in [path for path in _steps(directory.checkpoints)[KEPT:] if path != step]:
+    # Steps beyond this one are of a run that was resumed from before them: what they hold has not happened.
+    steps = _steps(directory.checkpoints)
+    for old in steps[: steps.index(step)] + steps[steps.index(step) + KEPT :]:
         with contextlib.suppress(OSError):
             old.unlink()
 
 
 def save_best(directory: RunDirectory, state: Mapping[str, Any]) -> None:
     """Write `state` as best.pt; arguments and errors as for `save`."""
+    directory.check_ours()
     _write(directory.best, state)
 
 
@@ -82,12 +86,24 @@ def load(path: Path, *, map_location: str | torch.device = "cpu") -> dict[str, A
             raise UserError(foreign) from None
     if not isinstance(state, dict) or "format_version" not in state:
         raise UserError(foreign)
-    if state["format_version"] != FORMAT_VERSION:
+    if type(state["format_version"]) is not int or state["format_version"] != FORMAT_VERSION:
         raise UserError(
             f"{path} has format version {state['format_version']!r} and this fasta2c reads {FORMAT_VERSION}; "
             "use the version of fasta2c that wrote it (named in the run's config.yaml)."
         )
     return state
+
+
+@contextlib.contextmanager
+def understood(file: Path | None) -> Iterator[None]:
+    """Inside, what `file` holds is used; where that is not what a run saves, a `UserError` says so. None: no file."""
+    try:
+        yield
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if file is None or is_out_of_memory(error):
+            raise
+        told = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"{file} does not hold what a run saves ({told}); use another checkpoint.") from error
 
 
 def serialise(state: Mapping[str, Any]) -> memoryview:
@@ -98,8 +114,18 @@ def serialise(state: Mapping[str, Any]) -> memoryview:
         buffer.seek(0)
         torch.load(buffer, map_location="meta", weights_only=True)  # no data is read, only the structure
     except (UnpicklingError, PicklingError, AttributeError) as error:
-        raise TypeError(f"state holds more than tensors and plain values: {str(error).splitlines()[0]}") from None
+        refused = re.search(r"GLOBAL (\S+)", str(error))  # torch advises whoever reads, not whoever writes
+        told = refused[1] if refused else str(error).splitlines()[0]
+        raise TypeError(f"it holds more than tensors and plain values: {told}") from None
     return buffer.getbuffer()
+
+
+def run_of(path: Path) -> Path:
+    """The run directory that `path` is, or that it is a checkpoint of."""
+    try:
+        return path.parent.parent if path.is_file() else path
+    except OSError:  # whoever opens it says why
+        return path
 
 
 def resolve(path: Path, which: str = "latest") -> Path:
@@ -137,9 +163,10 @@ def _find(path: Path, which: str) -> Path:
 
 def _write(path: Path, state: Mapping[str, Any]) -> None:
     """Write a checkpoint atomically, and clear what earlier kills left in its folder."""
-    data = serialise(
-        {**state, "format_version": FORMAT_VERSION}
-    )  # first, for torch turns the disk's errors into its own
+    try:  # first, for torch turns the disk's errors into its own
+        data = serialise({**state, "format_version": FORMAT_VERSION})
+    except TypeError as error:
+        raise RunError(f"{path} cannot be written: {error}") from None
     try:
         path.parent.mkdir(exist_ok=True)
         clear_temporaries(path.parent)
@@ -176,6 +203,6 @@ def _another(path: Path) -> str:
     return f"use another checkpoint, such as {others[0]}" if others else "use another checkpoint or train anew"
 
 
-def _refused(path: Path, error: OSError) -> RunError:
+def _refused(path: Path, error: OSError) -> DiskError:
     go_on = "continue with --resume" if (path.parent / "latest.pt").exists() else "train anew"
-    return RunError(f"{path} cannot be written ({error.strerror or error}); make room, then {go_on}.")
+    return DiskError(f"{path} cannot be written ({reason(error)}); make room, then {go_on}.")

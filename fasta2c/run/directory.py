@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from fasta2c.errors import RunError, UserError, reason
+from fasta2c.errors import DiskError, RunError, UserError, reason
 
 # What a run keeps in its folder beside TensorBoard's files.
 OURS = ("config.yaml", "metrics.csv", "summary.json", "checkpoints")
@@ -29,23 +29,30 @@ class RunDirectory:
 
     def __init__(self, path: Path, lock: int | None = None) -> None:
         self.path = path
+        """As it was given, for messages."""
+        self.root = Path(os.path.abspath(path))
+        """The same wherever the process goes: an environment may change the working directory."""
         self._lock = lock
 
     @classmethod
-    def create(cls, path: Path | None, *, env: str, seed: int, job: str | None = None) -> RunDirectory:
-        """A new run's folder, locked; `runs/<env>/<time>-s<seed>` below the working directory if `path` is None.
+    def create(
+        cls, path: Path | None, *, env: str, seed: int, job: str | None = None, below: Path | None = None
+    ) -> RunDirectory:
+        """A new run's folder, locked; `runs/<env>/<time>-s<seed>` if `path` is None.
 
-        The `job` whose run it is can find it again (`of_job`).
+        The `job` whose run it is can find it again (`of_job`). A relative path is `below` that folder, or below the
+        working directory.
 
         Raises:
             UserError: `path` holds another run, is a file, is not empty, is in use, or cannot be written.
         """
-        folder = path
+        below = below or Path()
+        folder = None if path is None else below / path
         made: list[Path] = []
         try:
             str(folder).encode()  # logs and messages name it
             if folder is None:
-                folder = _default_parent(env) / f"{time.strftime('%Y%m%d-%H%M%S')}-s{seed}"
+                folder = below / _default_parent(env) / f"{time.strftime('%Y%m%d-%H%M%S')}-s{seed}"
                 made = _missing(folder.parent)
                 folder = _make_unused(folder)
                 made.insert(0, folder)
@@ -102,22 +109,22 @@ class RunDirectory:
     @property
     def config_file(self) -> Path:
         """The resolved configuration, versions and commit."""
-        return self.path / "config.yaml"
+        return self.root / "config.yaml"
 
     @property
     def metrics_file(self) -> Path:
         """A row for each log interval."""
-        return self.path / "metrics.csv"
+        return self.root / "metrics.csv"
 
     @property
     def summary_file(self) -> Path:
         """How the run ended."""
-        return self.path / "summary.json"
+        return self.root / "summary.json"
 
     @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints; it exists once there is one."""
-        return self.path / "checkpoints"
+        return self.root / "checkpoints"
 
     @property
     def latest(self) -> Path:
@@ -138,6 +145,17 @@ class RunDirectory:
         """Write `values` to summary.json, NaN and infinities as null. Raises `RunError` if the disk refuses."""
         self._write(self.summary_file, json.dumps(finite(values), indent=2, allow_nan=False) + "\n")
 
+    def check_ours(self) -> None:
+        """Raise `RunError` where somebody has moved the folder away and another run has begun at its path."""
+        if self._lock is None:
+            return
+        try:
+            there, ours = (self.root / ".lock").stat(), os.fstat(self._lock)
+        except OSError:
+            return  # the folder is gone, or only its lock: whoever writes to it will hear
+        if (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
+            raise RunError(f"{self.path} is another run's folder by now (this one's was moved or removed).")
+
     def close(self) -> None:
         """Release the lock, if held."""
         if self._lock is not None:
@@ -155,10 +173,11 @@ class RunDirectory:
         self.close()
 
     def _write(self, path: Path, text: str) -> None:
+        self.check_ours()
         try:
             write_atomically(path, text.encode())
         except OSError as error:
-            raise RunError(f"{path} cannot be written ({reason(error)}); make room or check the disk.") from None
+            raise DiskError(f"{path} cannot be written ({reason(error)}); make room or check the disk.") from None
 
 
 def check_output(path: Path) -> None:

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import re
 import struct
 import threading
 import time
@@ -44,6 +45,9 @@ TAGS: Mapping[str, str | None] = {
     "update_fraction": "time/update_fraction",
     "skipped_updates": "optim/skipped_updates",
 }
+
+# Characters of a row of metrics.csv, far more than it has.
+LONGEST_ROW = 10_000
 
 # What TensorBoard's HParams compares runs by.
 OUTCOMES = ("episode/return_mean", "episode/best_return", "time/sps")
@@ -208,13 +212,14 @@ def _read_rows(path: Path, resume_at: int) -> list[dict[str, str]]:
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")[0].split("\n")
-    rows = csv.DictReader(line for line in lines if "\0" not in line)  # a power cut leaves zeros
+    # A power cut leaves zeros; nor is what is longer than any row of ours one.
+    rows = csv.DictReader(line for line in lines if "\0" not in line and len(line) < LONGEST_ROW)
     return [
         row
         for row in rows
         if None not in row
         and None not in row.values()
-        and (row.get("env_steps") or "").isdecimal()
+        and re.fullmatch(r"[0-9]{1,18}", row.get("env_steps") or "")
         and int(row["env_steps"]) <= resume_at
     ]
 
@@ -245,12 +250,26 @@ def _open_board(directory: Path, resume_at: int | None) -> Any:
 
     if resume_at is None:
         return SummaryWriter(str(directory))
-    # TensorBoard reads files in the order of their names, which tell whole seconds: do not share the last one's.
-    stamps = (path.name.split(".")[3] for path in directory.glob("events.out.tfevents.*"))
-    wait = max((int(stamp) for stamp in stamps if stamp.isdecimal()), default=0) + 1 - time.time()
-    if 0 < wait <= 1:
-        time.sleep(wait)
+    _make_past(directory)
     return SummaryWriter(str(directory), purge_step=resume_at + 1)
+
+
+def _make_past(directory: Path) -> None:
+    """See that a TensorBoard file that is made now comes after all of `directory`'s.
+
+    They are read in the order of their names, which tell whole seconds: wait for the next one, or rename files of a
+    future, which the clock told before it was set back.
+    """
+    named = ((path.name.split(".", 4), path) for path in directory.glob("events.out.tfevents.*"))
+    stamped = sorted((int(parts[3]), path.name, path) for parts, path in named if parts[3].isdecimal())
+    now = time.time()
+    future = [path for stamp, _, path in stamped if stamp > now]
+    for back, path in enumerate(reversed(future), 1):
+        rest = path.name.split(".", 4)[4:]
+        path.rename(path.with_name(".".join(["events.out.tfevents", str(int(now) - back), *rest])))
+    wait = max((stamp for stamp, _, _ in stamped if stamp <= now), default=0) + 1 - now
+    if wait > 0:
+        time.sleep(wait)
 
 
 def _layout() -> dict[str, dict[str, list[Any]]]:

@@ -82,7 +82,7 @@ def action_spec(space: gymnasium.Space[Any], leaves: Sequence[Leaf], env_id: str
         return Choices((), (int(space.n),), (int(space.start),))
     low: NDArray[Any]
     high: NDArray[Any]
-    if isinstance(space, spaces.MultiDiscrete):
+    if isinstance(space, spaces.MultiDiscrete) and space.nvec.size:
         low, high = space.start, space.start + space.nvec - 1
     elif isinstance(space, spaces.MultiBinary):
         low, high = np.zeros(space.shape, np.int64), np.ones(space.shape, np.int64)

@@ -66,10 +66,14 @@ def observation_leaves(space: gymnasium.Space[Any], env_id: str) -> tuple[Leaf, 
 def _leaves(space: gymnasium.Space[Any], path: tuple[str, ...], env_id: str) -> list[Leaf]:
     if isinstance(space, spaces.Dict | spaces.Tuple):
         items = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        if isinstance(space, spaces.Dict) and not all(isinstance(key, str) for key in space.spaces):
+            raise UserError(f"{env_id}: the keys of its observations must be text, not {list(space.spaces)}.")
         return [leaf for key, inner in items for leaf in _leaves(inner, (*path, str(key)), env_id)]
     if isinstance(space, spaces.Discrete):
         return [_integers(path, (), int(space.start), int(space.start + space.n - 1), categorical=True)]
     if isinstance(space, spaces.MultiDiscrete):
+        if not space.nvec.size:
+            return [_integers(path, space.shape, 0, 0, categorical=True)]
         high = space.start + space.nvec - 1
         return [_integers(path, space.shape, int(space.start.min()), int(high.max()), categorical=True)]
     if isinstance(space, spaces.MultiBinary):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from fasta2c.errors import UserError, reason
+from fasta2c.errors import RunError, UserError, one_line, reason
 from fasta2c.presets import read_yaml
 from fasta2c.run.directory import write_atomically
 
@@ -94,6 +94,20 @@ def open_study(folder: Path, sampler: str, prune: bool) -> optuna.Study:
             sampler=tpe if sampler == "tpe" else random,
             pruner=median if prune else optuna.pruners.NopPruner(),
         )
+
+
+@contextlib.contextmanager
+def database_errors_told(folder: Path) -> Iterator[None]:
+    """Inside, what is wrong with the database in `folder` (a full disk, a damaged file) becomes a `RunError`."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        origin = getattr(error.__cause__ or error, "orig", None) or error
+        file = folder / "study.db"
+        raise RunError(f"{file} cannot be used ({one_line(origin)}); the runs beside it are whole.") from None
 
 
 def _storage(folder: Path) -> str:

@@ -21,13 +21,13 @@ import yaml
 from fasta2c.callbacks import Callback
 from fasta2c.config import TrainConfig, from_plain, to_dict, to_plain
 from fasta2c.envs.ids import resolve
-from fasta2c.errors import RunError, UserError, did_you_mean
+from fasta2c.errors import DiskError, RunError, UserError, did_you_mean
 from fasta2c.launch import train
 from fasta2c.presets import load_preset
 from fasta2c.run.directory import write_atomically
 from fasta2c.run.progress import Progress
 from fasta2c.tools.plot import plot
-from fasta2c.tools.study import ended, join, next_trial, open_study
+from fasta2c.tools.study import database_errors_told, ended, join, next_trial, open_study
 from fasta2c.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def sweep(
 
     Raises:
         UserError: a field or value that cannot be, or a folder of something else.
-        RunError: nothing that was tried came to an end.
+        RunError: nothing that was tried came to an end, or the disk refused; with room again, the same call goes on.
         Stopped: a signal ended it.
     """
     _check_optuna()
@@ -111,7 +111,7 @@ def sweep(
     for seed in seeds:
         TrainConfig(seed=seed)
     space = _checked(space, config, sampler)
-    if config.num_envs == "auto":
+    if config.num_envs == "auto" or "auto" in space.get("num_envs", ()):
         raise UserError("num_envs: auto would choose anew for each run; give a number.")
     if sampler == "grid":
         size = math.prod(len(values) for values in space.values())
@@ -122,6 +122,7 @@ def sweep(
     about = {"config": _shared(config), "space": dict(space), "seeds": list(seeds), "sampler": sampler}
     with (
         join(folder, about) as worker,
+        database_errors_told(folder),
         Progress(trials, description="sweep", unit="settings", quiet=config.quiet) as shown,
     ):
         study = open_study(folder, sampler, prune)
@@ -206,6 +207,9 @@ def _run(
                 trial.set_user_attr("runs", [run.name for run in runs[: len(scores)]])
                 study.tell(trial, state=TrialState.PRUNED)
                 return
+    except DiskError:  # of no setting's own: with room again, the next call tries this one again
+        study.tell(trial, state=TrialState.FAIL)
+        raise
     except (RunError, UserError) as error:  # values that are no good together, numbers that ran away
         trial.set_user_attr("failed", str(error))
         study.tell(trial, state=TrialState.FAIL)

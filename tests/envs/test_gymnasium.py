@@ -4,14 +4,17 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
 
+from fasta2c.envs import vector, workers
 from fasta2c.envs.gymnasium import GymnasiumEnvs
 from fasta2c.envs.ids import resolve
 from fasta2c.errors import RunError, UserError
@@ -189,7 +192,7 @@ def test_a_second_reset_plays_other_episodes():
 
 
 def test_other_processes_outlive_what_the_terminal_sends():
-    """Ctrl-C reaches every process of the terminal: theirs must not end before ours has saved."""
+    """Ctrl-C, `timeout` and systemd reach every process of a run: theirs must not end before ours has saved."""
     envs = make("CartPole-v1", 2, vectorization_mode="async")
     try:
         envs.reset()
@@ -197,6 +200,7 @@ def test_other_processes_outlive_what_the_terminal_sends():
         for process in processes:
             os.kill(process.pid, signal.SIGINT)
             os.kill(process.pid, signal.SIGHUP)
+            os.kill(process.pid, signal.SIGTERM)
         for _ in range(5):
             envs.step(np.zeros(2, int))
         os.kill(processes[1].pid, signal.SIGKILL)
@@ -206,6 +210,102 @@ def test_other_processes_outlive_what_the_terminal_sends():
     finally:
         envs.close()
     assert not any(process.is_alive() for process in processes)
+
+
+KILLED = """
+import os, signal, sys, time
+sys.path.insert(0, {tests!r})
+import gymnasium, numpy as np
+from fasta2c.envs.gymnasium import GymnasiumEnvs
+from fasta2c.envs.ids import resolve
+from test_gymnasium import Failing
+
+gymnasium.register("test_gymnasium/Failing-v0", entry_point=Failing)
+options = {{"how": "hang", "vectorization_mode": "async"}}
+envs = GymnasiumEnvs(resolve("gymnasium:test_gymnasium/Failing-v0"), 2, seeds=[0, 1], options=options)
+envs.reset()
+for _ in range(3):
+    envs.send(np.full(2, 5))
+    print(*(process.pid for process in envs._parts[0].envs.processes), flush=True)
+    {last}
+"""
+
+
+@pytest.mark.parametrize(
+    "last", ["envs.receive()", "_ < 2 and envs.receive() or _ == 2 and sys.exit(3)"], ids=["killed", "exits"]
+)
+def test_no_process_outlives_ours_even_if_it_hangs(last):
+    """A killed run must leave nobody who holds the lock on its folder; one that exits must not wait for them."""
+    script = KILLED.format(tests=str(Path(__file__).parent), last=last)
+    ours = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert ours.stdout is not None
+    pids = [int(pid) for pid in [ours.stdout.readline() for _ in range(3)][-1].split()]
+    assert len(pids) == 2
+    if last == "envs.receive()":
+        ours.kill()
+    assert ours.wait(timeout=60) == (-signal.SIGKILL if last == "envs.receive()" else 3)
+    end = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+class Pipe:
+    """Answers when it has been asked so often, by a clock of its own; the first time takes `stopped` seconds more."""
+
+    now = 0.0
+
+    def __init__(self, answers_at: int, stopped: float = 0.0):
+        self.asked, self.answers_at, self.stopped = 0, answers_at, stopped
+
+    def poll(self, timeout):
+        self.asked += 1
+        Pipe.now += timeout + self.stopped * (self.asked == 1)
+        return self.asked == self.answers_at
+
+
+@pytest.mark.parametrize(("answers_at", "stopped", "in_time"), [(4, 3600, True), (9, 0, True), (12, 0, False)])
+def test_time_in_which_this_process_was_stopped_is_no_wait(answers_at, stopped, in_time, monkeypatch):
+    """The clock leaps by an hour over Ctrl-Z and fg."""
+    monkeypatch.setattr(workers.time, "monotonic", lambda: Pipe.now)
+    assert workers.Patience(10.0).outlasts([None, Pipe(answers_at, stopped)]) == in_time
+
+
+class Closing(Counter):
+    def __init__(self, how: str):
+        super().__init__(9)
+        self.how = how
+
+    def close(self):
+        if self.how == "hang":
+            time.sleep(1000 if multiprocessing.parent_process() else 0)  # ours makes one to see what it is like
+        else:
+            raise ValueError("the door\nis stuck")
+
+
+@pytest.mark.parametrize(
+    ("mode", "how", "told"),
+    [("sync", "raise", "could not be closed: ValueError: the door is stuck"), ("async", "hang", "were killed")],
+)
+def test_environments_that_do_not_close_are_told_of_and_let_go(mode, how, told, monkeypatch, capsys):
+    monkeypatch.setattr(vector, "CLOSING_SECONDS", 1.0)
+    gymnasium.register("test_gymnasium/Closing-v0", entry_point=Closing)
+    try:
+        envs = make("test_gymnasium/Closing-v0", 2, how=how, vectorization_mode=mode)
+        envs.reset()
+        envs.close()
+        envs.close()
+    finally:
+        gymnasium.registry.pop("test_gymnasium/Closing-v0")
+    assert not multiprocessing.active_children()
+    assert capsys.readouterr().err.count(told) == 1
+
+
+def test_processes_of_a_vector_that_cannot_be_made_are_gone(monkeypatch):
+    monkeypatch.setattr(gymnasium.vector.AsyncVectorEnv, "_check_spaces", lambda self: 1 / 0)
+    with pytest.raises(UserError, match="cannot be made: ZeroDivisionError"):
+        make("CartPole-v1", 2, vectorization_mode="async")
+    assert not multiprocessing.active_children()
 
 
 class Failing(Counter):

@@ -45,6 +45,25 @@ class Counter:
         return self.observe(), rewards, terminated, truncated
 
 
+class Raising(Counter):
+    @property
+    def observation_space(self):
+        raise LookupError("no map")
+
+
+class Slamming(Counter):
+    def close(self):
+        raise LookupError("no door")
+
+
+def test_a_space_that_cannot_be_asked_for_and_a_close_that_fails_are_told(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "odd", types.SimpleNamespace(Raising=Raising, Slamming=Slamming))
+    with pytest.raises(UserError, match="torch:odd:Raising: observation_space raised LookupError: no map"):
+        TorchEnvs(resolve("torch:odd:Raising"), 2, seeds=[0, 1], options={}, device=CPU)
+    TorchEnvs(resolve("torch:odd:Slamming"), 2, seeds=[0, 1], options={}, device=CPU).close()
+    assert "warning: torch:odd:Slamming: close raised LookupError: no door" in capsys.readouterr().err
+
+
 class Wrong(Counter):
     """Gives one thing of the wrong shape."""
 

@@ -80,6 +80,37 @@ def test_what_was_just_saved_outlives_higher_steps_of_an_abandoned_past(run: Run
     assert "step_50.pt" in names(run) and checkpoint.load(run.latest)["env_steps"] == 50
 
 
+def test_going_on_from_an_older_checkpoint_drops_the_newer_ones(run: RunDirectory) -> None:
+    for step in (10, 20, 30):
+        checkpoint.save(run, state(step), env_steps=step)
+    checkpoint.save(run, state(25), env_steps=25)
+    assert names(run) == ["latest.pt", "step_10.pt", "step_20.pt", "step_25.pt"]
+
+
+def test_the_folder_of_another_run_at_the_same_path_is_not_written_to(tmp_path: Path) -> None:
+    ours = RunDirectory.create(tmp_path / "run", env="x", seed=0)
+    ours.write_config({"seed": 1})
+    ours.path.rename(tmp_path / "moved")
+    with RunDirectory.create(tmp_path / "run", env="x", seed=0) as theirs:
+        theirs.write_config({"seed": 2})
+        checkpoint.save(theirs, state(2), env_steps=2)
+        for write in (
+            lambda: checkpoint.save(ours, state(1), env_steps=1),
+            lambda: checkpoint.save_best(ours, state(1)),
+            lambda: ours.write_summary({}),
+        ):
+            with pytest.raises(RunError, match="run is another run's folder by now"):
+                write()
+        assert names(theirs) == ["latest.pt", "step_2.pt"] and not theirs.summary_file.exists()
+    ours.close()
+
+
+@pytest.mark.parametrize("below", ["run", "run/checkpoints/step_1.pt", "run/checkpoints/latest.pt"])
+def test_a_run_is_found_by_its_checkpoints(run: RunDirectory, below: str) -> None:
+    checkpoint.save(run, state(1), env_steps=1)
+    assert checkpoint.run_of(run.path.parent / below) == run.path
+
+
 def test_latest_is_a_copy_where_links_are_not_supported(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     def unsupported(source: Path, target: Path) -> None:
         raise OSError(95, "Operation not supported")
@@ -123,7 +154,7 @@ def test_a_kill_before_latest_moves_leaves_the_older_one(run: RunDirectory, monk
 
 def test_a_state_that_could_not_be_read_back_is_not_saved(run: RunDirectory) -> None:
     checkpoint.save(run, state(1), env_steps=1)
-    with pytest.raises(TypeError, match="plain values"):
+    with pytest.raises(RunError, match=r"step_2.pt cannot be written: it holds more .* plain values: numpy[\w.]+$"):
         checkpoint.save(run, {"mean": np.float64(1.0)}, env_steps=2)
     assert names(run) == ["latest.pt", "step_1.pt"]
 

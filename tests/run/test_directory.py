@@ -75,9 +75,16 @@ def test_a_name_that_is_no_text_is_refused() -> None:
 
 def test_paths_of_its_files() -> None:
     run = create(Path("r"))
-    names = [p.as_posix() for p in (run.config_file, run.metrics_file, run.summary_file, run.checkpoints)]
-    assert names == ["r/config.yaml", "r/metrics.csv", "r/summary.json", "r/checkpoints"]
-    assert (run.latest, run.best) == (Path("r/checkpoints/latest.pt"), Path("r/checkpoints/best.pt"))
+    files = (run.config_file, run.metrics_file, run.summary_file, run.checkpoints, run.latest, run.best)
+    names = [
+        "config.yaml",
+        "metrics.csv",
+        "summary.json",
+        "checkpoints",
+        "checkpoints/latest.pt",
+        "checkpoints/best.pt",
+    ]
+    assert [file.relative_to(Path("r").resolve()).as_posix() for file in files] == names
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.csv", "summary.json", "checkpoints", "events.out.tfevents.1"])
@@ -228,6 +235,21 @@ def test_an_interrupt_while_writing_leaves_the_old_file(monkeypatch: pytest.Monk
     with pytest.raises(KeyboardInterrupt):
         write_atomically(Path("f"), b"new")
     assert os.listdir() == ["f"] and Path("f").read_bytes() == b"old"
+
+
+def test_its_files_stay_where_they_are_if_the_process_goes_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with RunDirectory.create(Path("here"), env="x", seed=0) as run:
+        assert run.path == Path("here")
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir("elsewhere")
+        run.write_config({"lr": 1.0})
+        run.write_summary({})
+    assert {path.name for path in (tmp_path / "here").iterdir()} == {".lock", "config.yaml", "summary.json"}
+    with RunDirectory.create(None, env="x", seed=0, below=tmp_path) as run:
+        assert run.path.parent == tmp_path / "runs" / "x"
 
 
 def test_files_have_the_usual_permissions() -> None:

@@ -132,6 +132,27 @@ def test_resume_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
     assert points(tmp_path, "time/sps") == [(10, 100), (20, 200), (25, 250), (35, 350)]
 
 
+def test_resume_leaves_no_overlap_where_the_clock_was_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = metrics.time.time
+    with monkeypatch.context() as ahead:
+        ahead.setattr(metrics.time, "time", lambda: clock() + 3600)
+        log(tmp_path, 10, 20)
+        ahead.setattr(metrics.time, "time", lambda: clock() + 7200)
+        log(tmp_path, 30, 40, resume_at=20)
+    log(tmp_path, 40, 50, resume_at=30)
+    assert [int(row["env_steps"]) for row in rows(tmp_path)] == [10, 20, 30, 40, 50]
+    assert [step for step, _ in points(tmp_path, "time/sps")] == [10, 20, 30, 40, 50]
+
+
+@pytest.mark.parametrize("odd", ["7" * 5000, f"15,{'9' * 200_000}", "١٥", "-15", "1e3"], ids=str.__len__)
+def test_resume_drops_rows_that_are_none_of_ours(tmp_path: Path, odd: str) -> None:
+    log(tmp_path, 10)
+    with (tmp_path / "metrics.csv").open("a", encoding="utf-8") as file:
+        file.write(odd + "," * 19 + "\n")
+    log(tmp_path, 30, resume_at=20)
+    assert [row["env_steps"] for row in rows(tmp_path)] == ["10", "30"]
+
+
 def test_resume_before_the_first_row_and_without_a_file(tmp_path: Path) -> None:
     log(tmp_path, 5, resume_at=0)
     log(tmp_path, 6, resume_at=0)

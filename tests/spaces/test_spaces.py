@@ -18,7 +18,7 @@ INF = math.inf
 
 
 def spec(observations, actions=None):
-    return spec_of(observations, actions or Discrete(2), env_id="test")
+    return spec_of(observations, Discrete(2) if actions is None else actions, env_id="test")
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,16 @@ def test_dicts_and_tuples_nest():
     assert {leaf.path for leaf in spec(space).leaves} == {("b", "x"), ("b", "y"), ("a", "0"), ("a", "1")}
 
 
-@pytest.mark.parametrize("space", [spaces.Text(5), spaces.Sequence(Discrete(2)), Box(0, 1, (0,))])
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Text(5),
+        spaces.Sequence(Discrete(2)),
+        Box(0, 1, (0,)),
+        MultiDiscrete(np.zeros(0, np.int64)),
+        Dict({1: Box(0, 1, (1,))}),
+    ],
+)
 def test_what_has_no_fixed_shape_is_refused_in_words(space):
     with pytest.raises(UserError, match="test: "):
         spec(space)
@@ -74,7 +83,14 @@ def test_action_spaces(space, actions):
 
 
 @pytest.mark.parametrize(
-    "space", [Dict({"a": Discrete(2)}), spaces.Text(3), Box(-1, 1, (0,)), Box(0, 2**30, (2,), np.int32)]
+    "space",
+    [
+        Dict({"a": Discrete(2)}),
+        spaces.Text(3),
+        Box(-1, 1, (0,)),
+        Box(0, 2**30, (2,), np.int32),
+        MultiDiscrete(np.zeros(0, np.int64)),
+    ],
 )
 def test_other_action_spaces_are_refused_in_words(space):
     with pytest.raises(UserError, match="action space"):

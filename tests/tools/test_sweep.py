@@ -16,7 +16,7 @@ from PIL import Image
 
 from fasta2c import TrainConfig, train
 from fasta2c.cli import main
-from fasta2c.errors import RunError, Stopped, UserError
+from fasta2c.errors import DiskError, RunError, Stopped, UserError
 from fasta2c.presets import read_config
 from fasta2c.records import TrainResult
 from fasta2c.tools import study as study_module
@@ -175,7 +175,29 @@ def test_what_a_signal_has_ended_is_tried_again(tmp_path, pretended, monkeypatch
     assert all(trial.state == "complete" for trial in tried)
 
 
-def test_what_fails_behind_an_interruption_has_failed(tmp_path, monkeypatch):
+def test_what_a_full_disk_has_ended_is_tried_again(tmp_path, pretended, monkeypatch):
+    real = module.train
+
+    def full(config, **options):
+        raise DiskError("no room")
+
+    monkeypatch.setattr(module, "train", full)
+    with pytest.raises(DiskError, match="no room"):
+        sweep(quick(), GRID, tmp_path / "s")
+    monkeypatch.setattr(module, "train", real)
+    assert [trial.state for trial in sweep(quick(), GRID, tmp_path / "s")] == ["complete"] * 4
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"no database" * 1000])
+def test_a_damaged_database_is_told_in_a_line(tmp_path, pretended, damage):
+    sweep(quick(), {"lr": [1e-3]}, tmp_path / "s")
+    file = tmp_path / "s" / "study.db"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(RunError, match=r"study.db cannot be used \([^\n]+\); the runs beside it are whole"):
+        sweep(quick(), {"lr": [1e-3]}, tmp_path / "s")
+
+
+def test_what_fails_after_an_interruption_has_failed(tmp_path, monkeypatch):
     errors = [KeyboardInterrupt(), RunError("NaN"), AssertionError("not tried again")]
 
     def failing(config, **options):
@@ -269,6 +291,7 @@ def test_a_setting_that_fails_is_told_and_the_others_go_on(tmp_path):
     [
         ("--sweep-dir s", "--space is missing"),
         ("--space {", "--space: '{' is not JSON"),
+        ('--space {"num_envs":["auto"]}', "auto would choose anew for each run"),
         ("--space {}", "--space: nothing to search"),
         ('--space {"lrr":[1]}', "--space: 'lrr' is nothing to search. Did you mean lr"),
         ('--space {"seed":[1]}', "--space: 'seed' is nothing to search."),
