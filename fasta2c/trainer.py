@@ -308,7 +308,8 @@ class Trainer:
 
     def close(self) -> None:
         """Give back environments, log and directory."""
-        self._resources.close()
+        with self._watchdog(self.parts.envs, lambda: 0.0):  # whose own `close` may hang as well
+            self._resources.close()
 
     def _take(self, metrics: torch.Tensor) -> None:
         """Count an update and keep its metrics."""

@@ -534,6 +534,27 @@ def test_an_environment_that_goes_elsewhere_leaves_the_run_where_it_is(tmp_path,
     assert (summary.parent / "checkpoints" / "latest.pt").exists()
 
 
+class Stuck(Wanderer):
+    """Takes for ever to close."""
+
+    def __init__(self):
+        super().__init__("never", "")
+
+    def close(self):
+        time.sleep(1000)
+
+
+def test_an_environment_that_never_closes_costs_its_timeout_and_not_the_run(tmp_path, capsys):
+    gymnasium.register("test_trainer/Stuck-v0", entry_point=Stuck)
+    try:
+        given = config(tmp_path, env="gymnasium:test_trainer/Stuck-v0", num_envs=1, total_steps=200, env_timeout=0.5)
+        result = train(given)
+    finally:
+        gymnasium.registry.pop("test_trainer/Stuck-v0")
+    assert result.env_steps >= 200 and json.loads((result.run_dir / "summary.json").read_text())["status"] == "done"
+    assert "could not be closed: RunError: gymnasium:test_trainer/Stuck-v0 has not answered" in capsys.readouterr().err
+
+
 class Frail(gymnasium.Env):
     """Fails in its 200th step of all; games of 10."""
 
