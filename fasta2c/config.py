@@ -223,9 +223,6 @@ RESUMABLE = frozenset(
     | {"checkpoint_interval", "checkpoint_minutes", "on_nan", "env_timeout", "restart_envs"}
 )
 
-# What was called otherwise when older runs were saved.
-RENAMED = {"target_return": "stop_at_return"}
-
 
 def check_resumable(config: TrainConfig, saved: TrainConfig) -> None:
     """Raise `UserError` where `config` changes what the `saved` run learns."""
@@ -264,7 +261,6 @@ def from_plain(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     hints = _hints()
     arguments: dict[str, Any] = {}
     for key, value in values.items():
-        key = RENAMED.get(key, key)
         if key not in hints:
             raise UserError(f"{source}: unknown key {key!r}.{did_you_mean(str(key), hints)}")
         value = convert(value, hints[key])

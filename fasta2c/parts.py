@@ -74,12 +74,12 @@ def make_envs(
         raise UserError(f"num_envs: {config.num_envs} environments are too few for {ranks.count} ranks.")
     env_id, own = resolve(config.env), ranks.share(config.num_envs)
     num_envs = own.stop - own.start
-    if env_id.backend == "envpool":
+    if env_id.pooled:
         spec = look_up_spec(env_id, config.env_kwargs)
         memory.check_rollout(spec, num_envs, config.num_steps, device)
     if config.env_groups != "auto":
         groups = config.env_groups
-    elif env_id.backend != "envpool":
+    elif not env_id.pooled:
         groups = 1  # these step while they are waited for, or on the device
     else:
         convolutional = is_convolutional(config.encoder, spec.leaves)

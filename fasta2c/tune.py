@@ -107,7 +107,7 @@ def _estimate(last: Trial, num_envs: int) -> float:
 
 def _variants(config: TrainConfig, num_envs: int) -> Iterator[dict[str, Any]]:
     """Groups and threads worth a trial, where they are not given and the environments have threads of their own."""
-    if resolve(config.env).backend != "envpool":
+    if not resolve(config.env).pooled:
         return
     if config.env_groups == "auto":
         yield {"env_groups": 1}

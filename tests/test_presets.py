@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fasta2c import presets
 from fasta2c.config import TrainConfig, to_dict, to_plain
+from fasta2c.envs.ids import FAMILIES, resolve
 from fasta2c.errors import UserError
 from fasta2c.presets import load_preset, read_config, read_yaml
 
@@ -123,6 +124,14 @@ def test_each_preset_in_the_repository_can_be_used() -> None:
         assert set(contents) <= {"like", "defaults", "envs"}, file
         for name in ["no such environment", *(contents.get("envs") or {})]:
             TrainConfig().with_preset(load_preset(file.stem, name))
+
+
+def test_each_preset_is_of_an_environment_that_there_is() -> None:
+    """A misspelt name would be used by nobody, without a word."""
+    for file in sorted(presets.preset_folder().glob("*.yaml")):
+        for name in yaml.safe_load(file.read_text()).get("envs") or {}:
+            family = next(x for x in [*FAMILIES.values(), "Gymnasium"] if x.lower() == file.stem)
+            assert resolve(f"{family}/{name}" if family != "Gymnasium" else f"gymnasium:{name}").name == name
 
 
 @pytest.mark.parametrize("num_envs", [16, 64, 256, 1024])

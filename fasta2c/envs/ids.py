@@ -48,6 +48,11 @@ class EnvId:
     backend_id: str
     """The id the backend knows it by."""
 
+    @property
+    def pooled(self) -> bool:
+        """Whether EnvPool steps its environments: on threads of its own, their spaces known before they are made."""
+        return self.backend == "envpool"
+
 
 def resolve(env_id: str) -> EnvId:
     """What `env_id` stands for: `Family/Name` (case ignored, the newest version unless one is given), an EnvPool id,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fasta2c.config import RENAMED, RESUMABLE
+from fasta2c.config import RESUMABLE
 from fasta2c.errors import UserError, reason, warn
 from fasta2c.presets import PROVENANCE, read_yaml
 from fasta2c.run.directory import RunDirectory
@@ -87,7 +87,7 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
 
 
 def _read(directory: RunDirectory) -> Run:
-    config = {RENAMED.get(name, name): value for name, value in read_yaml(directory.config_file).items()}
+    config = read_yaml(directory.config_file)
     kinds = {"env": str, "seed": int}
     if missing := [name for name, kind in kinds.items() if not isinstance(config.get(name), kind)]:
         raise UserError(f"{directory.config_file} lacks {' and '.join(missing)}; give the folder of a run.")

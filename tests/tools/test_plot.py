@@ -12,7 +12,6 @@ from fasta2c import TrainConfig, train
 from fasta2c.cli import main
 from fasta2c.config import to_plain
 from fasta2c.errors import UserError
-from fasta2c.presets import read_config
 from fasta2c.stats import interquartile_mean
 from fasta2c.tools import plot as plot_module
 from fasta2c.tools.curves import band, find_runs, group_runs, names_of, scaled_to_budget
@@ -169,13 +168,6 @@ def test_runs_of_one_seed_are_not_called_seeds(tmp_path):
     runs = [fake(tmp_path / name, returns=[1.0, 2.0]) for name in "ab"]
     plot(runs, tmp_path / "a.svg")
     assert "<!-- 2 runs -->" in (tmp_path / "a.svg").read_text()
-
-
-def test_runs_of_older_versions_are_read(tmp_path):
-    runs = [fake(tmp_path / "a", returns=[1.0, 2.0]), fake(tmp_path / "b", returns=[1.0, 2.0], seed=1)]
-    old = (runs[0] / "config.yaml").read_text().replace("stop_at_return", "target_return")
-    (runs[0] / "config.yaml").write_text(old)
-    assert len(group_runs(find_runs(runs))) == 1 and read_config(runs[0] / "config.yaml")["stop_at_return"] is None
 
 
 def test_a_real_run_and_the_folder_it_is_in(tmp_path, capsys):
