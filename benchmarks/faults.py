@@ -113,7 +113,9 @@ class Running:
         self.saved = threading.Event()
         self.begun = threading.Event()
         command = [sys.executable, __file__, "child", *(["--slow"] if slow else []), "--", *arguments]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -131,9 +133,12 @@ class Running:
                 self.saves += 1
                 self.saved.set()
 
-    def end(self, signum: int) -> int:
-        """Send `signum`, wait, and read what was told until then."""
-        self.process.send_signal(signum)
+    def end(self, signum: int, *, all_of_them: bool = False) -> int:
+        """Send `signum`, to its environments too if `all_of_them`, wait, and read what was told until then."""
+        if all_of_them:
+            os.killpg(self.process.pid, signum)
+        else:
+            self.process.send_signal(signum)
         return self.wait()
 
     def wait(self) -> int:
@@ -217,10 +222,10 @@ def continuous(run: Path) -> bool:
     return every_fifth and steps == sorted(set(steps)) and len(steps) == len(updates)
 
 
-def started(folder: Path, name: str, *flags: str) -> tuple[Running, Path]:
+def started(folder: Path, name: str, flags: list[str] = RUN) -> tuple[Running, Path]:
     """A run that has saved a checkpoint."""
     run = folder / name
-    process = Running("train", *RUN, *flags, "--run-dir", str(run))
+    process = Running("train", *flags, "--run-dir", str(run))
     if not process.saved.wait(120):
         raise SystemExit(f"the run does not begin: {process.end(signal.SIGKILL)} {process.errors()}")
     return process, run
@@ -233,17 +238,21 @@ def one_line(text: str, *words: str) -> bool:
 
 
 def signals(folder: Path) -> Outcome:
-    """SIGINT, SIGTERM, SIGHUP: saved, and one line."""
-    survived = 0
+    """SIGINT, SIGTERM, SIGHUP, also to every process of a run: saved, and one line."""
+    asynchronous = ["--env-kwargs", '{"vectorization_mode": "async"}', "--num-envs", "3"]
+    elsewhere = ["--env", "gymnasium:CartPole-v1", *asynchronous, *RUN[4:]]
+    tried = survived = 0
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        process, run = started(folder, signum.name)
-        saves = process.saves
-        code = process.end(signum)
-        at_once = checkpoint.load(run / "checkpoints" / "latest.pt")["update"] == process.update
-        survived += (
-            code == 128 + signum and process.saves > saves and at_once and one_line(process.errors(), "--resume")
-        )
-    return Outcome("SIGINT, SIGTERM, SIGHUP", 3, survived, "nothing")
+        for all_of_them in (False, True):
+            name = f"{signum.name}-{all_of_them}"
+            process, run = started(folder, name, flags=elsewhere if all_of_them else RUN)
+            saves = process.saves
+            code = process.end(signum, all_of_them=all_of_them)
+            at_once = checkpoint.load(run / "checkpoints" / "latest.pt")["update"] == process.update
+            told = one_line(process.errors(), "--resume")
+            tried += 1
+            survived += code == 128 + signum and process.saves > saves and at_once and told
+    return Outcome("SIGINT, SIGTERM, SIGHUP, to the run or to all its processes", tried, survived, "nothing")
 
 
 def small_files(folder: Path) -> Outcome:
@@ -291,7 +300,14 @@ def lost_directory(folder: Path) -> Outcome:
         if name == "file":
             (run / "checkpoints").touch()
         survived += process.wait() == 1 and one_line(process.errors(), "cannot be written")
-    return Outcome("the directory is removed, or becomes a file", 2, survived, "what was removed")
+    process, run = started(folder, "moved")
+    run.rename(folder / "elsewhere")
+    other, _ = started(folder, "moved", [*RUN, "--seed", "1"])
+    told = process.wait() == 1 and one_line(process.errors())  # of no folder, or of another run's
+    other.end(signal.SIGTERM)
+    survived += told and checkpoint.load(run / "checkpoints" / "latest.pt")["config"]["seed"] == 1
+    what = "the directory is removed, becomes a file, or is moved and another run begun there"
+    return Outcome(what, 3, survived, "what was removed")
 
 
 def environments(folder: Path) -> Outcome:
