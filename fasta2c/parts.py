@@ -17,6 +17,7 @@ from fasta2c.envs.make import look_up_spec, make_env_groups
 from fasta2c.envs.torch import TorchEnvs
 from fasta2c.errors import UserError
 from fasta2c.graphs import Graphs
+from fasta2c.learning.forwards import Forwards
 from fasta2c.learning.learner import Learner
 from fasta2c.learning.optim import build_optimizer
 from fasta2c.learning.rewards import RewardScaler
@@ -164,14 +165,18 @@ def assemble(
         model,
         optimizer,
         config,
-        forward=forward,
+        forwards=Forwards(
+            model,
+            forward=forward,
+            micro_batch=micro_batch,
+            policy_and_values=policy_and_values,
+            unroll=unroll,
+            keep_graph=reuse.later,
+        ),
         micro_batch=micro_batch,
         threads=threads,
         graphs=graphs,
         num_minibatches=num_minibatches,
-        policy_and_values=policy_and_values,
-        unroll=unroll,
-        keep_graph=reuse.later,
         reward_scaler=RewardScaler(num_envs, config.gamma, ranks).to(device) if config.normalize_rewards else None,
         ranks=ranks,
     )

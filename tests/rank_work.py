@@ -22,6 +22,7 @@ from fasta2c.config import TrainConfig
 from fasta2c.distributed import ALONE, Ranks
 from fasta2c.errors import RunError
 from fasta2c.graphs import Graphs
+from fasta2c.learning.forwards import Forwards
 from fasta2c.learning.learner import Learner
 from fasta2c.learning.optim import build_optimizer
 from fasta2c.learning.rewards import RewardScaler
@@ -185,17 +186,17 @@ def learner_of(
     reward_scaler: RewardScaler | None = None,
 ) -> Learner:
     """Learns `model` as one of `ranks`."""
+    unroll = model.unroll if config.recurrent != "none" else None
     return Learner(
         model,
         build_optimizer(model, config),
         config,
-        forward=model,
+        forwards=Forwards(model, forward=model, micro_batch=micro_batch, unroll=unroll),
         micro_batch=micro_batch,
         threads=1,
         graphs=Graphs(CPU),
         num_minibatches=config.num_minibatches,
         reward_scaler=reward_scaler,
-        unroll=model.unroll if config.recurrent != "none" else None,
         ranks=ranks,
     )
 

@@ -108,7 +108,7 @@ def test_signals_are_heard_while_another_rank_is_long_about_something(two):
 
 
 def test_ranks_that_have_come_apart_are_not_saved(two, tmp_path):
-    told = "the parameters of rank 1 are not those of rank 0: is their hardware, or torch, another?"
+    told = "the parameters of rank 1 differ from those of rank 0; do all ranks have the same hardware and torch?"
     assert two(comes_apart, str(tmp_path / "run")) == [told] * 2
 
 
@@ -227,7 +227,7 @@ def test_what_ends_while_its_wait_runs_out_has_not_failed():
     ("torch_says", "told"),
     [
         ("[gloo/pair.cc] Connection closed by peer [10.0.0.2]:4", "^another rank has gone without a word"),
-        ("unable to find\n  interface eth7", r"^ranks cannot reach each other \(unable to find interface eth7\)"),
+        ("unable to find\n  interface eth7", r"^the ranks cannot reach each other \(unable to find interface eth7\)"),
     ],
 )
 def test_ranks_that_never_met_are_told_from_those_that_went(torch_says, told):

@@ -12,6 +12,7 @@ from helpers import env_spec
 from fasta2c import TrainConfig, evaluate, load_policy, make_envs, train
 from fasta2c.graphs import Graphs
 from fasta2c.learning.advantages import gae
+from fasta2c.learning.forwards import Forwards
 from fasta2c.learning.learner import Learner
 from fasta2c.learning.optim import build_optimizer
 from fasta2c.models.actor_critic import ActorCritic
@@ -43,6 +44,13 @@ def rollout(device, spec, T=6, E=8):
     return buffer
 
 
+def learner_of(model, optimizer, config, graphs):
+    forwards = Forwards(model, forward=model, micro_batch=16)
+    return Learner(
+        model, optimizer, config, forwards=forwards, micro_batch=16, threads=1, graphs=graphs, num_minibatches=1
+    )
+
+
 @pytest.mark.parametrize(
     "spec", [env_spec((1, 84, 84), "uint8", stack=4, actions=6), env_spec((5,), "float32", stack=1, actions=3)]
 )
@@ -56,9 +64,7 @@ def test_an_update_is_the_same_as_on_the_cpu(spec, optimizer, monkeypatch):
         model = ActorCritic(spec, config).to(device)
         graphs = Graphs(device, enabled=False)
         optimizer = build_optimizer(model, config)
-        learner = Learner(
-            model, optimizer, config, forward=model, micro_batch=16, threads=1, graphs=graphs, num_minibatches=1
-        )
+        learner = learner_of(model, optimizer, config, graphs)
         metrics.append(learner.update(rollout(device, spec), 0.0).cpu())
         after.append(torch.cat([p.detach().cpu().flatten() for p in model.parameters()]))
     torch.testing.assert_close(metrics[0], metrics[1], rtol=1e-3, atol=1e-4)
@@ -189,7 +195,7 @@ def test_updates_are_refused_inside_a_recording_from_the_first_on(optimizer, on_
     config = TrainConfig(optimizer=optimizer, on_nan=on_nan)
     model = ActorCritic(spec, config).to(CUDA)
     built, graphs = build_optimizer(model, config), Graphs(CUDA)
-    learner = Learner(model, built, config, forward=model, micro_batch=16, threads=1, graphs=graphs, num_minibatches=1)
+    learner = learner_of(model, built, config, graphs)
     buffer = rollout(CUDA, spec)
     buffer.valid_TE.fill_(True)
     before = {name: x.clone() for name, x in model.state_dict().items()}

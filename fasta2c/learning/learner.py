@@ -5,7 +5,7 @@ Shapes: T rows, E environments.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -16,13 +16,14 @@ from fasta2c.config import TrainConfig
 from fasta2c.distributed import ALONE, Ranks
 from fasta2c.graphs import Graphs
 from fasta2c.learning.advantages import build_estimators, standardise
+from fasta2c.learning.forwards import Forwards
 from fasta2c.learning.loss import loss_sums, value_loss_sum
 from fasta2c.learning.measures import explained_variance, mean_kl
 from fasta2c.learning.optim import clip_grad_norm, schedule, set_learning_rate, step_where, sum_gradients
 from fasta2c.learning.rewards import RewardScaler
 from fasta2c.learning.watch import NumberWatch
 from fasta2c.models.actor_critic import ActorCritic
-from fasta2c.rollout.buffer import Chunk, Forward, RolloutBuffer, Unroll, env_slices
+from fasta2c.rollout.buffer import Forward, RolloutBuffer
 
 # What a critic's target is the return of.
 TARGET_LAMBDAS = {"td0": 0.0, "nstep": 1.0}
@@ -38,15 +39,11 @@ class Learner:
         model: what learns.
         optimizer: moves its parameters.
         config: coefficients, schedules and how advantages are computed.
-        forward: the model's forward pass, compiled or not.
+        forwards: makes the model's outputs, differentiable.
         micro_batch: samples whose gradient is computed at once; gradients of one optimizer step add up.
         threads: torch's, on a CPU, while it updates.
         graphs: record the update on a GPU.
         num_minibatches: optimizer steps of an epoch, each on as large a share of the environments.
-        policy_and_values: observations to action distributions, and to values, if rollouts come without values: the
-            learner then makes these, many rows at once, and differentiates the very ones that advantages are made of.
-        keep_graph: keep the graphs of forward passes that V-trace needs complete; else they are made twice.
-        unroll: what a network with memory is called by instead of `forward`: backpropagation goes through all rows.
         reward_scaler: of the rewards that are learnt from, if they are to be scaled.
         ranks: who learns the same from rollouts of their own: gradients are of all ranks' valid rows together.
     """
@@ -57,27 +54,21 @@ class Learner:
         optimizer: torch.optim.Optimizer,
         config: TrainConfig,
         *,
-        forward: torch.nn.Module,
+        forwards: Forwards,
         micro_batch: int,
         threads: int,
         graphs: Graphs,
         num_minibatches: int,
-        policy_and_values: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None,
-        unroll: Unroll | None = None,
-        keep_graph: bool = True,
         reward_scaler: RewardScaler | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
         self._model = model
         self._optimizer = optimizer
         self._config = config
-        self._forward = forward
+        self._forwards = forwards
         self._micro_batch = micro_batch
         self._threads = threads
         self._graphs = graphs
-        self._policy_and_values = policy_and_values
-        self._unroll = unroll
-        self._keep_graph = keep_graph
         self.reward_scaler = reward_scaler
         self._num_minibatches = num_minibatches
         self._ranks = ranks
@@ -124,9 +115,9 @@ class Learner:
         for number, (envs, count) in enumerate([*zip(minibatches, counts, strict=True)] * self._config.num_epochs):
             # The first step is that of the policy that acted; what follows learns from another's actions.
             if number == 0:
-                forwards, ratios_TE = self._forwards(rollout, envs), None
+                forwards, ratios_TE = self._forwards.acted(rollout, envs), None
             else:
-                forwards, ratios_TE = self._recomputed(rollout, envs)
+                forwards, ratios_TE = self._forwards.recomputed(rollout, envs)
             if ratios_TE is not None and self._config.target_kl:
                 kl = mean_kl(ratios_TE, rollout.valid_TE[:, envs], self._ranks)
                 wanted = wanted & (kl <= self._config.target_kl)
@@ -236,11 +227,11 @@ class Learner:
         values_T1E, targets_TE = torch.empty_like(rollout.values_T1E), torch.empty_like(rollout.rewards_TE)
         with torch.no_grad():
             for chunk in chunks:
-                self._write_values(rollout, *chunk, values_T1E)
+                self._forwards.write_values(rollout, *chunk, values_T1E)
         targets_TE[:, envs] = estimate(values_T1E, self._target_lambda)[1]
         self._optimizer.zero_grad(set_to_none=True)
         for rows, part in chunks:
-            values_B, _ = self._values(rollout, rows, part, rollout.first_state_ES[part])
+            values_B, _ = self._forwards.values(rollout, rows, part, rollout.first_state_ES[part])
             targets_B, valid_B = targets_TE[rows, part].flatten(), valid_TE[rows, part].flatten()
             loss = value_loss_sum(values_B, targets_B, valid_B, self._config.value_loss)
             (self._config.vf_coef * loss / count.clamp_min(1)).backward()
@@ -259,83 +250,3 @@ class Learner:
             rewards_TE = self.reward_scaler(rewards_TE, done_TE, rollout.valid_TE)
         clip = self._config.reward_clip
         return rewards_TE.clamp(-clip, clip) if clip else rewards_TE
-
-    def _forwards(self, rollout: RolloutBuffer, envs: slice) -> Iterator[Forward]:
-        """The model's outputs for `envs`, made when asked for; the values are those it acted by, complete on return."""
-        if rollout.forwards:
-            return _popped(rollout.forwards)
-        chunks = list(rollout.chunks(self._micro_batch, envs))
-        if self._policy_and_values is None:
-            return self._made_when_asked(rollout, chunks)
-        policy, critic = self._policy_and_values
-        values = []
-        for chunk in chunks:
-            values.append(critic(rollout.observations(*chunk)))
-            rollout.values_T1E[chunk] = values[-1].detach().view_as(rollout.values_T1E[chunk])
-        last = slice(rollout.num_steps, rollout.num_steps + 1)
-        with torch.no_grad():
-            for part in env_slices(envs, self._micro_batch):
-                rollout.values_T1E[last, part] = critic(rollout.observations(last, part))
-        return (
-            Forward(chunk, policy(rollout.observations(*chunk)), values_B)
-            for chunk, values_B in zip(chunks, values, strict=True)
-        )
-
-    def _recomputed(self, rollout: RolloutBuffer, envs: slice) -> tuple[Iterator[Forward], Tensor]:
-        """The model's outputs for `envs` since it has changed, its values of T + 1 rows written into the rollout.
-
-        Returns:
-            the outputs, their graphs kept if there is room, and the ratios [T, envs] of the actions' probabilities by
-            now to those when they were drawn.
-        """
-        chunks = list(rollout.chunks(self._micro_batch, envs))
-        kept, ratios_TE = [], torch.empty_like(rollout.log_probs_TE)
-        for chunk in chunks:
-            rows, part = chunk
-            with torch.set_grad_enabled(self._keep_graph):
-                policy_BP, values_B, state = self._outputs(rollout, *chunk, rollout.first_state_ES[part])
-            with torch.no_grad():
-                actions = rollout.actions_TE[chunk].flatten(0, 1)
-                log_probs_B, _ = self._model.distribution.log_prob_and_entropy(policy_BP, actions)
-                ratios_TE[chunk] = (log_probs_B.view_as(ratios_TE[chunk]) - rollout.log_probs_TE[chunk]).exp()
-                rollout.values_T1E[chunk] = values_B.view_as(ratios_TE[chunk])
-                if rows.stop == rollout.num_steps:
-                    last = slice(rows.stop, rows.stop + 1)
-                    rollout.values_T1E[last, part] = self._outputs(rollout, last, part, state)[1]
-            if self._keep_graph:
-                kept.append(Forward(chunk, policy_BP, values_B))
-        return _popped(kept) if self._keep_graph else self._made_when_asked(rollout, chunks), ratios_TE[:, envs]
-
-    def _made_when_asked(self, rollout: RolloutBuffer, chunks: Iterable[Chunk]) -> Iterator[Forward]:
-        for chunk in chunks:
-            policy_BP, values_B, _ = self._outputs(rollout, *chunk, rollout.first_state_ES[chunk[1]])
-            yield Forward(chunk, policy_BP, values_B)
-
-    def _write_values(self, rollout: RolloutBuffer, rows: slice, envs: slice, values_T1E: Tensor) -> None:
-        """Write the values of some rows by now, and of the one after the rollout's last, into `values_T1E`."""
-        values_B, state = self._values(rollout, rows, envs, rollout.first_state_ES[envs])
-        values_T1E[rows, envs] = values_B.view_as(values_T1E[rows, envs])
-        if rows.stop == rollout.num_steps:
-            last = slice(rows.stop, rows.stop + 1)
-            values_T1E[last, envs] = self._values(rollout, last, envs, state)[0]
-
-    def _values(self, rollout: RolloutBuffer, rows: slice, envs: slice, state_ES: Tensor) -> tuple[Tensor, Tensor]:
-        """The critic's values for some rows, and what it remembers after them."""
-        if self._unroll is None:
-            return self._model.values(rollout.observations(rows, envs)), state_ES
-        return self._outputs(rollout, rows, envs, state_ES)[1:]
-
-    def _outputs(
-        self, rollout: RolloutBuffer, rows: slice, envs: slice, state_ES: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The model's distributions and values for some rows, and what it remembers after them."""
-        observations = rollout.observations(rows, envs)
-        if self._unroll is None:
-            return *self._forward(observations), state_ES
-        return self._unroll(observations, state_ES, rollout.opens(rows, envs))
-
-
-def _popped(forwards: list[Forward]) -> Iterator[Forward]:
-    """Each let go when done with."""
-    while forwards:
-        yield forwards.pop(0)

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from fasta2c.errors import DiskError, RunError, UserError, is_out_of_memory, one_line, reason
-from fasta2c.run.directory import RunDirectory, clear_temporaries, sync_folder, temporary_beside, write_atomically
+from fasta2c.run.directory import RunDirectory
+from fasta2c.run.files import clear_temporaries, sync_folder, temporary_beside, write_atomically
 
 FORMAT_VERSION = 2
 KEPT = 3

@@ -1,4 +1,4 @@
-"""The folder of a run: where its files are, who may write to it, and how they are written whole or not at all."""
+"""The folder of a run: where its files are, and who may write to it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import contextlib
 import fcntl
 import itertools
 import json
-import math
 import os
 import re
-import stat
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,9 +17,7 @@ from typing import Any
 import yaml
 
 from fasta2c.errors import DiskError, RunError, UserError, reason
-
-# What a run keeps in its folder beside TensorBoard's files.
-OURS = ("config.yaml", "metrics.csv", "summary.json", "checkpoints")
+from fasta2c.run.files import clear_temporaries, finite, is_ours, write_atomically
 
 
 class RunDirectory:
@@ -180,76 +176,6 @@ class RunDirectory:
             raise DiskError(f"{path} cannot be written ({reason(error)}); make room or check the disk.") from None
 
 
-def check_output(path: Path) -> None:
-    """Raise `UserError` where no file can be written to `path`: there is no such folder, or something else is there."""
-    try:
-        str(path).encode()
-        if not path.parent.is_dir():
-            raise UserError(f"{path.parent} is no folder; make it first, or name another file.")
-        if _is_of_a_run(path.resolve()):
-            raise UserError(f"{path} is a file of a run's own; name another.")
-        with contextlib.suppress(FileNotFoundError):
-            mode = path.stat().st_mode
-            if stat.S_ISDIR(mode):
-                raise UserError(f"{path} is a folder; name a file in it.")
-            if not stat.S_ISREG(mode):
-                raise UserError(f"{path} is no file; name another.")
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise UserError(f"{path} cannot be written ({reason(error)}).") from None
-
-
-def _is_of_a_run(path: Path) -> bool:
-    """Whether a run keeps a file at `path`, which is resolved."""
-    return any(_is_ours(inside.name) and (inside.parent / "config.yaml").is_file() for inside in (path, path.parent))
-
-
-def _is_ours(name: str) -> bool:
-    """Whether a run has something called `name` in its folder."""
-    return name in OURS or name.startswith("events.out.tfevents.")
-
-
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` so that `path` holds either what it held before or all of it, even after a power failure.
-
-    The temporary file is hidden and beside `path`, named `.<name>.<pid>.tmp`; a kill may leave it behind.
-    Raises `OSError` as the disk does.
-    """
-    temporary = temporary_beside(path)
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    sync_folder(path.parent)
-
-
-def clear_temporaries(folder: Path) -> None:
-    """Remove what kills have left in `folder`, whose only writer is the caller."""
-    for stale in folder.glob(".*.tmp"):
-        with contextlib.suppress(OSError):
-            stale.unlink()
-
-
-def temporary_beside(path: Path) -> Path:
-    """The name under which this process prepares `path`."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` last through a power failure, where the filesystem can do that."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def _safe_parts(env: str) -> list[str]:
     """`env` as folder names that stay where they are put: no `..`, nothing hidden, no odd characters."""
     parts = (re.sub(r"[^A-Za-z0-9._+=-]", "_", part).lstrip(".")[:100] for part in env.split("/"))
@@ -294,7 +220,7 @@ def _refuse_if_taken(folder: Path, job: str | None) -> None:
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another --run-dir.")
     names = [p.name for p in folder.iterdir() if not p.name.startswith(".")]
-    if any(map(_is_ours, names)):
+    if any(map(is_ours, names)):
         raise UserError(f"{folder} holds another run; continue it with --resume {folder} or choose another --run-dir.")
     if names:
         raise UserError(f"{folder} is not empty; choose a new or empty folder as --run-dir.")
@@ -313,12 +239,3 @@ def _lock(folder: Path) -> int:
     except OSError:
         pass  # a network filesystem without locks: better unguarded than unusable
     return descriptor
-
-
-def finite(value: Any) -> Any:
-    """`value` with NaN and infinities, which JSON lacks, replaced by None at any depth."""
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

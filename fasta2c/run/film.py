@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fasta2c.errors import RunError, UserError
-from fasta2c.run.directory import check_output, temporary_beside
+from fasta2c.run.files import check_output, temporary_beside
 
 SUFFIXES = (".mp4", ".gif")
 # Smaller pictures are enlarged, by whole numbers so that their pixels stay square and sharp, until they are as high.

@@ -20,7 +20,7 @@ import yaml
 
 from fasta2c.config import RESUMABLE
 from fasta2c.errors import warn
-from fasta2c.run.directory import write_atomically
+from fasta2c.run.files import write_atomically
 
 # A metric's column in metrics.csv and its tag in TensorBoard, in the order of the columns.
 TAGS: Mapping[str, str | None] = {

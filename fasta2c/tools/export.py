@@ -23,7 +23,7 @@ from fasta2c.models.actor_critic import ActorCritic
 from fasta2c.models.distributions import Categorical
 from fasta2c.models.layers import Tanh
 from fasta2c.policy import Policy, load_policy
-from fasta2c.run.directory import check_output, finite, write_atomically
+from fasta2c.run.files import check_output, finite, write_atomically
 from fasta2c.run.progress import Progress
 from fasta2c.spaces import Choices
 from fasta2c.tools.formats import FORMATS, FormatName, Runtime, Signature, choose, quiet

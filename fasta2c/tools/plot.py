@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fasta2c.errors import RunError, UserError
-from fasta2c.run.directory import check_output, temporary_beside
+from fasta2c.run.files import check_output, temporary_beside
 from fasta2c.tools.curves import METRICS, Band, Group, band, find_runs, group_runs, names_of, scaled_to_budget
 
 SUFFIXES = (".png", ".svg", ".pdf")

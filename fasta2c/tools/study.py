@@ -18,7 +18,7 @@ import yaml
 
 from fasta2c.errors import RunError, UserError, one_line, reason
 from fasta2c.presets import read_yaml
-from fasta2c.run.directory import write_atomically
+from fasta2c.run.files import write_atomically
 
 if TYPE_CHECKING:
     import optuna

@@ -24,7 +24,7 @@ from fasta2c.envs.ids import resolve
 from fasta2c.errors import DiskError, RunError, UserError, did_you_mean
 from fasta2c.launch import train
 from fasta2c.presets import load_preset
-from fasta2c.run.directory import write_atomically
+from fasta2c.run.files import write_atomically
 from fasta2c.run.progress import Progress
 from fasta2c.tools.plot import plot
 from fasta2c.tools.study import database_errors_told, ended, join, next_trial, open_study

@@ -9,6 +9,7 @@ from helpers import env_spec, vtrace_reference
 from fasta2c.config import TrainConfig
 from fasta2c.graphs import Graphs
 from fasta2c.learning.advantages import gae
+from fasta2c.learning.forwards import Forwards
 from fasta2c.learning.learner import METRICS, Learner
 from fasta2c.learning.loss import loss_sums
 from fasta2c.learning.optim import build_optimizer
@@ -39,17 +40,17 @@ def learner(micro_batch=1024, keep_graph=True, **config):
     return model, learner_of(model, settings, micro_batch, keep_graph=keep_graph, reward_scaler=scaler)
 
 
-def learner_of(model, settings, micro_batch, **options):
+def learner_of(model, settings, micro_batch, *, reward_scaler=None, **options):
     return Learner(
         model,
         build_optimizer(model, settings),
         settings,
-        forward=model,
+        forwards=Forwards(model, forward=model, micro_batch=micro_batch, **options),
         micro_batch=micro_batch,
         threads=1,
         graphs=Graphs(torch.device("cpu")),
         num_minibatches=settings.minibatches(E),
-        **options,
+        reward_scaler=reward_scaler,
     )
 
 
@@ -233,7 +234,7 @@ def test_a_step_that_is_too_far_is_not_made_where_the_device_is_not_asked():
     model, learn = learner()
     buffer = acted(learn, model)
     before = [p.detach().clone() for p in model.parameters()]
-    forwards = learn._forwards(buffer, slice(0, E))
+    forwards = learn._forwards.acted(buffer, slice(0, E))
     advantages, returns = torch.ones(T, E), torch.ones(T, E)
     count = torch.tensor(T * E)
     sums, _ = learn._step_on(buffer, slice(0, E), forwards, advantages, returns, torch.tensor(False), count)
@@ -425,7 +426,7 @@ def test_a_second_step_of_a_network_with_memory_unrolls_it_anew(keep_graph, agai
     buffer.values_T1E.copy_(expected)
     metrics = dict(zip(METRICS, learn.update(buffer, 0.0).tolist(), strict=True))
     torch.testing.assert_close(buffer.values_T1E, expected)
-    learn._write_values(buffer, slice(0, T), slice(0, E), again := torch.empty_like(expected))
+    learn._forwards.write_values(buffer, slice(0, T), slice(0, E), again := torch.empty_like(expected))
     torch.testing.assert_close(again.detach(), expected)
     advantages, _ = gae(
         buffer.rewards_TE, expected, buffer.terminated_TE, buffer.truncated_TE, gamma=0.99, gae_lambda=0.95

@@ -17,7 +17,8 @@ import yaml
 
 from fasta2c.errors import RunError, UserError
 from fasta2c.run import directory as module
-from fasta2c.run.directory import RunDirectory, write_atomically
+from fasta2c.run.directory import RunDirectory
+from fasta2c.run.files import write_atomically
 
 
 @pytest.fixture(autouse=True)
