@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -105,11 +107,12 @@ def assemble(
     *,
     ranks: Ranks = ALONE,
     exchange: Exchange | None = None,
+    resetting: AbstractContextManager[Any] | None = None,
 ) -> Parts:
     """The parts of a run of `config` (its preset filled in) over groups of `envs`, fresh parameters on `device`.
 
     Several `ranks` begin with the same parameters, and learn the same from environments of their own; `exchange` is the
-    collector's.
+    collector's. Inside `resetting` the environments are reset, and little else done.
     """
     spec, num_envs = envs[0].spec, sum(group.num_envs for group in envs)
     num_minibatches = _minibatches(config, num_envs, ranks)
@@ -143,22 +146,23 @@ def assemble(
     # The graph that autograd keeps is made by the calls themselves, which a recording would not make again.
     graphs = Graphs(device, enabled=not reuse.keep, generators=[generator])
     policy_and_values = (compiled(model.policy), compiled(model.values)) if reuse.critic else None
-    collector = Collector(
-        envs,
-        forward,
-        model.distribution,
-        buffer,
-        generator=generator,
-        micro_batch=micro_batch,
-        timer=timer,
-        graphs=graphs,
-        policy=policy_and_values[0] if policy_and_values else None,
-        unroll=unroll,
-        sde_interval=config.sde_interval,
-        keep_log_probs=num_minibatches * config.num_epochs > 1,
-        keep_graph=reuse.keep,
-        exchange=exchange,
-    )
+    with resetting or nullcontext():
+        collector = Collector(
+            envs,
+            forward,
+            model.distribution,
+            buffer,
+            generator=generator,
+            micro_batch=micro_batch,
+            timer=timer,
+            graphs=graphs,
+            policy=policy_and_values[0] if policy_and_values else None,
+            unroll=unroll,
+            sde_interval=config.sde_interval,
+            keep_log_probs=num_minibatches * config.num_epochs > 1,
+            keep_graph=reuse.keep,
+            exchange=exchange,
+        )
     at_once = max(group.num_envs for group in envs) if reuse.keep else min(micro_batch, minibatch)
     threads = accel.update_threads(at_once, convolutional=model.convolutional)
     learner = Learner(

@@ -109,8 +109,14 @@ class Trainer:
         self._agreement = Agreement(
             ranks, self._wishes, lambda: sum(group.restarts for group in envs), first_env=self._first_env
         )
-        with self._watchdog(envs, lambda: 0.0):  # they are reset
-            self.parts = assemble(config, envs, self.device, ranks=ranks, exchange=self._agreement.exchange)
+        self.parts = assemble(
+            config,
+            envs,
+            self.device,
+            ranks=ranks,
+            exchange=self._agreement.exchange,
+            resetting=self._watchdog(envs, lambda: 0.0),
+        )
         resources.callback(self.parts.graphs.release)
         self.collector, self.learner, self.timer = self.parts.collector, self.parts.learner, self.parts.timer
 
