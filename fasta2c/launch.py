@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from fasta2c.envs.ids import resolve
 from fasta2c.errors import UserError
 from fasta2c.presets import load_preset
 from fasta2c.records import TrainResult
+from fasta2c.run.checkpoint import run_of
 from fasta2c.run.directory import RunDirectory
 from fasta2c.run.progress import Progress
 from fasta2c.trainer import Trainer
@@ -40,6 +42,8 @@ def train(config: TrainConfig, *, resume: str | Path | None = None, callbacks: S
         resume = ranks.of_first(RunDirectory.of_job(config.run_dir, env=config.env, job=job))
         if resume is not None and config.num_envs == "auto":
             config = config.without("num_envs")  # a number has been found
+    elif resume is not None and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        resume = run_of(Path(resume))  # from where it was saved last, whatever checkpoint it began with
     if resume is None:
         env_id = resolve(config.env)
         config = config.with_preset(load_preset(env_id.family, env_id.name))

@@ -19,12 +19,13 @@ PROVENANCE = frozenset({"versions", "commit"})
 class _Loader(yaml.SafeLoader):
     """The safe loader, which takes no tags that run code; a key that stands twice is a mistake."""
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """As the safe loader does."""
+    def flatten_mapping(self, node: Any) -> None:
+        """As the safe loader does, which calls this before it takes the keys; again for what is merged twice."""
         keys = Counter(key.value for key, _ in node.value if key.tag == "tag:yaml.org,2002:str")
-        if twice := [key for key, times in keys.items() if times > 1]:
+        if not hasattr(node, "flat") and (twice := [key for key, times in keys.items() if times > 1]):
             raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} stands there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+        node.flat = True
+        super().flatten_mapping(node)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

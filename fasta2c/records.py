@@ -85,6 +85,7 @@ class Records:
         device: where the network is.
         ranks: who trains together.
         state: the checkpoint that the run goes on from, if it does.
+        source: the file it is from.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Records:
         device: torch.device,
         ranks: Ranks,
         state: dict[str, Any] | None,
+        source: Path | None = None,
     ) -> None:
         self._config = config
         self._parts = parts
@@ -114,9 +116,10 @@ class Records:
         self.saved_at = time.monotonic()
         """When the last checkpoint was saved, or this session began."""
         if state is not None:
-            self.best_return, self.eval_return = state["best_return"], state["log"]["eval_return"]
-            self._tally.load_state_dict(state["log"]["metrics"])
-            self._logged = {name: state["log"][name] for name in self._logged}
+            with checkpoint.understood(source):
+                self.best_return, self.eval_return = state["best_return"], state["log"]["eval_return"]
+                self._tally.load_state_dict(state["log"]["metrics"])
+                self._logged = {name: state["log"][name] for name in self._logged}
         if ranks.leads:
             directory.write_config({**shown(config), "versions": versions(), "commit": commit()})
         self.log = MetricsLog(

@@ -74,7 +74,7 @@ def read(path: Path, needed: Mapping[str, type | UnionType]) -> tuple[Path, dict
     file = checkpoint.resolve(path)
     state = load_state(file)
     kinds = {**dict.fromkeys(OWN, object), "collector": dict, "reward_scaler": dict, "optimizer": dict, **needed}
-    if missing := [name for name, kind in kinds.items() if not isinstance(state.get(name), kind)]:
+    if missing := [name for name, kind in kinds.items() if name not in state or not isinstance(state[name], kind)]:
         raise UserError(f"{file} lacks {', '.join(sorted(missing))}; resume from another checkpoint.")
     return file, state
 

@@ -81,11 +81,13 @@ class Trainer:
         """Put everything together; what has to be closed goes into `resources`. New files come last."""
         ranks, here = self.ranks, _working_directory()
         state: dict[str, Any] | None = None
+        file, older = None, False
         if resume is not None:
             folder = checkpoint.run_of(resume)
             self.directory = RunDirectory.open(folder, lock=True) if ranks.leads else RunDirectory(folder)
             resources.callback(self.directory.close)
             file, state = ranks.of_first(snapshot.read(resume, RESUMED) if ranks.leads else None)
+            older = ranks.of_first(resume.is_file() if ranks.leads else None)
             saved = from_plain(state["config"], str(file))
             config = config.with_preset(saved)
             check_resumable(config, TrainConfig(**saved))
@@ -100,7 +102,7 @@ class Trainer:
         # A resumed run starts new games: with other seeds, so that it does not replay the old ones.
         envs = make_envs(config, self.device, stream=self.resumes, ranks=ranks)
         for group in envs:
-            resources.callback(group.close)
+            resources.callback(self._close_envs, group)
         if config.deterministic:
             was_on = torch.are_deterministic_algorithms_enabled()
             resources.callback(torch.use_deterministic_algorithms, was_on)
@@ -131,39 +133,39 @@ class Trainer:
             except TypeError as error:
                 raise UserError(f"{whose}: its state_dict cannot be saved: {error}") from None
 
+        below = None if _working_directory() == here else here  # where an environment has changed it
         self.update = 0
         self._skipped = 0
         self._restarts_before = 0
         self._notes = [self.parts.note] if self.parts.note else []
-        if state is not None:
+        if state is not None and file is not None:
             with checkpoint.understood(file):
                 self._restore(state, file)
         elif config.init_from is not None:
-            file, parameters = ranks.of_first(_parameters(config.init_from) if ranks.leads else None)
-            load_parameters(self.parts.model, parameters, file)
+            begun_from = config.init_from if below is None else below / config.init_from
+            source, parameters = ranks.of_first(_parameters(begun_from) if ranks.leads else None)
+            load_parameters(self.parts.model, parameters, source)
         self._session_began = self.update
         before = state["wall_seconds"] if state is not None else 0.0
         self.clock = Clock(self.timer, update=self.update, env_steps=self.env_steps, wall_before=before)
 
         if state is None:
-            below = None if _working_directory() == here else here  # where an environment has changed it
             made = (
                 RunDirectory.create(config.run_dir, env=config.env, seed=config.seed, job=job, below=below)
                 if ranks.leads
                 else None
             )
-            path = ranks.of_first(made and made.path)
+            path = ranks.of_first(made and made.root)
             self.directory = made or RunDirectory(path)
             resources.callback(self.directory.close)
         if config.wandb and ranks.leads:  # before there is a log
             resources.callback(wandb.sync(self.directory.root, shown(config)))
-        with checkpoint.understood(None if state is None else file):
-            self.records = Records(
-                config, self.parts, self.directory, self.clock, device=self.device, ranks=ranks, state=state
-            )
+        self.records = Records(
+            config, self.parts, self.directory, self.clock, device=self.device, ranks=ranks, state=state, source=file
+        )
         resources.callback(self.records.close)
-        if job is not None and state is None:
-            self._save()  # what torchrun restarts goes on from here at least
+        if (job is not None and state is None) or older:
+            self._save()  # what torchrun restarts goes on from here at least, and not from what an older one has undone
 
     def _restore(self, state: dict[str, Any], source: Path) -> None:
         """Go on from the checkpoint `state`, read from `source`."""
@@ -314,8 +316,12 @@ class Trainer:
 
     def close(self) -> None:
         """Give back environments, log and directory."""
-        with self._watchdog(self.parts.envs, lambda: 0.0):  # whose own `close` may hang as well
-            self._resources.close()
+        self._resources.close()
+
+    def _close_envs(self, group: HostEnvs | TorchEnvs) -> None:
+        """Close some environments, which may never end with it."""
+        with self._watchdog([group], lambda: 0.0):
+            group.close()
 
     def _take(self, metrics: torch.Tensor) -> None:
         """Count an update and keep its metrics."""

@@ -124,7 +124,7 @@ def scores(tmp_path, *flags):
 
 
 def test_scores_are_told_run_by_run_and_in_a_table(tmp_path):
-    (tmp_path / "table.md").write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nbehind\n")
+    (tmp_path / "table.md").write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
     seed_1 = ("--first-seed", 1, "--seeds", 1)
     done = scores(tmp_path, *seed_1, "--jobs", 2, "--flags", "--total-steps 2000", "--episodes", 3)
     assert done.returncode == 0, done.stdout + done.stderr

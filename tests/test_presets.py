@@ -126,6 +126,15 @@ def test_each_preset_in_the_repository_can_be_used() -> None:
             TrainConfig().with_preset(load_preset(file.stem, name))
 
 
+def test_what_is_merged_into_a_mapping_may_be_overridden(tmp_path: Path) -> None:
+    file = tmp_path / "merged.yaml"
+    file.write_text("env_kwargs:\n  <<: &all {<<: &inner {a: 1, b: 2}, b: 3}\n  a: 4\n")
+    assert read_yaml(file) == {"env_kwargs": {"a": 4, "b": 3}}
+    file.write_text("env_kwargs: {a: 1, b: 2, a: 3}\n")
+    with pytest.raises(UserError, match="'a' stands there twice"):
+        read_yaml(file)
+
+
 def test_each_preset_is_of_an_environment_that_there_is() -> None:
     """A misspelt name would be used by nobody, without a word."""
     for file in sorted(presets.preset_folder().glob("*.yaml")):

@@ -451,11 +451,14 @@ def test_a_run_goes_on_from_an_older_checkpoint_where_the_last_is_damaged(tmp_pa
     older = sorted(checkpoints.glob("step_*.pt"), key=lambda file: int(file.stem[5:]))[-2]
     with pytest.raises(UserError, match=f"damaged or cut short; use another checkpoint, such as .*{older.name}"):
         train(TrainConfig(total_steps=4000, quiet=True), resume=run)
-    result = train(TrainConfig(total_steps=4000, quiet=True), resume=older)
+    cut_at = checkpoint.load(older)["collector"]["env_steps"]
+    Trainer(TrainConfig(total_steps=4000, quiet=True), older).close()
+    assert load(run)["collector"]["env_steps"] == cut_at, "what comes after it is gone from the start on"
+    result = train(TrainConfig(total_steps=4000, quiet=True), resume=run)
     assert result.run_dir == run and result.env_steps >= 4000
     steps = [int(row["env_steps"]) for row in rows(run)]
     assert steps == sorted(set(steps)) and steps[-1] == result.env_steps
-    assert load(run)["resumes"] == 1
+    assert load(run)["resumes"] == 2
 
 
 WRONG = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import gymnasium
@@ -13,7 +14,7 @@ from fasta2c import custom
 from fasta2c.envs.base import HostEnvs, Row
 from fasta2c.envs.ids import EnvId
 from fasta2c.envs.registry import maker
-from fasta2c.envs.vector import Vector
+from fasta2c.envs.vector import CLOSING_SECONDS, Vector
 from fasta2c.envs.workers import Patience
 from fasta2c.errors import RunError, UserError, warn
 from fasta2c.spaces import EnvSpec, spec_of
@@ -146,8 +147,9 @@ class GymnasiumEnvs(HostEnvs):
 
     def close(self) -> None:
         """Close every environment."""
+        end = time.monotonic() + CLOSING_SECONDS
         for part in self._parts:
-            part.close()
+            part.close(max(end - time.monotonic(), 0.1))
 
     def _make_anew(self, part: Vector, error: Exception | SystemExit) -> None:
         """Replace the environment of `part`, which failed with `error`; raises `RunError` where the run is to end."""

@@ -109,31 +109,39 @@ class Vector:
         """Let go of environments that do not answer any more, or may not."""
         self._alive = False
         if self._leash is not None:  # their own close would wait for what they were last asked
-            self._leash.kill()
-            for pipe in self.envs.parent_pipes:
-                if pipe is not None:
-                    pipe.close()
+            self._drop(self._leash)
         else:
             with contextlib.suppress(*custom.RAISED):
                 self.envs.close()
-        self.envs.closed = True
+            self.envs.closed = True
 
-    def close(self) -> None:
-        """Close them, if they are there. What goes wrong with that is told, and fails nothing."""
+    def close(self, seconds: float = CLOSING_SECONDS) -> None:
+        """Close them, if they are there. What goes wrong with that is told, and fails nothing.
+
+        Those in processes of their own may take so many `seconds`.
+        """
         if not self._alive:
             return
         self._alive = False
         try:
-            with self._closing_in_time():
+            with self._closing_within(seconds):
                 self.envs.close()
         except custom.RAISED as error:
             warn(f"an environment could not be closed: {custom.told(error)}")
         if self._leash is not None:
-            self._leash.kill()
+            self._drop(self._leash)
+
+    def _drop(self, leash: Leash) -> None:
+        """End the processes, and what Gymnasium keeps of them."""
+        leash.kill()
+        for pipe in self.envs.parent_pipes:
+            if pipe is not None:
+                pipe.close()
+        self.envs.closed = True
 
     @contextlib.contextmanager
-    def _closing_in_time(self) -> Iterator[None]:
-        """Inside, those in processes of their own that take too long to close are killed, and so waited for no more."""
+    def _closing_within(self, seconds: float) -> Iterator[None]:
+        """Inside, those in processes of their own that take longer are killed, and so waited for no more."""
         leash, late = self._leash, threading.Event()
         if leash is None:
             yield
@@ -143,7 +151,7 @@ class Vector:
             late.set()
             leash.kill()
 
-        timer = threading.Timer(CLOSING_SECONDS, end)
+        timer = threading.Timer(seconds, end)
         timer.daemon = True
         timer.start()
         try:
@@ -154,7 +162,7 @@ class Vector:
         finally:
             timer.cancel()
         if late.is_set():
-            warn(f"environments that had not closed within {CLOSING_SECONDS:g} s were killed.")
+            warn("environments that took too long to close were killed.")
 
     def _begin(self, count: int) -> None:
         self.envs, self._alive = self._make(count), True

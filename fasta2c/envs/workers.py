@@ -8,13 +8,14 @@ import ctypes
 import functools
 import math
 import multiprocessing
-import os
 import signal
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from types import FrameType
 from typing import Any
 
 from gymnasium.vector.async_vector_env import _async_worker  # private, yet what a `worker` of one's own is to build on
@@ -26,19 +27,27 @@ _PR_SET_PDEATHSIG = 1
 
 def worker() -> Callable[..., None]:
     """What the vector is to run in each process."""
-    return functools.partial(_work, os.getpid())
+    return functools.partial(_work, threading.current_thread() is threading.main_thread())
 
 
-def _work(parent: int, *arguments: Any) -> None:
-    """Step an environment until `parent`, our process, says or ends."""
+def _work(dies_with_ours: bool, *arguments: Any) -> None:
+    """Step an environment until our process says or ends."""
     # A terminal, `timeout`, systemd or a batch system signals all processes of a run: ours decides when these end.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _nothing)  # not ignored: programs that the environment starts would inherit that
+    signal.siginterrupt(signal.SIGTERM, False)
     # Where ours is killed, one that hangs would stay, and hold what it has inherited: the lock on the run's folder.
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == parent:
+    if dies_with_ours:  # the system goes by the thread that has started it
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    ours = multiprocessing.parent_process()
+    if ours is None or ours.is_alive():
         _async_worker(*arguments)
+
+
+def _nothing(signum: int, frame: FrameType | None) -> None:
+    """Let a signal go by."""
 
 
 class Leash:

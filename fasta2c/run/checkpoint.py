@@ -101,7 +101,7 @@ def understood(file: Path | None) -> Iterator[None]:
     try:
         yield
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        if file is None or is_out_of_memory(error):
+        if file is None or is_out_of_memory(error) or isinstance(error, getattr(torch, "AcceleratorError", ())):
             raise
         told = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"{file} does not hold what a run saves ({told}); use another checkpoint.") from error
@@ -124,7 +124,7 @@ def serialise(state: Mapping[str, Any]) -> memoryview:
 def run_of(path: Path) -> Path:
     """The run directory that `path` is, or that it is a checkpoint of."""
     try:
-        return path.parent.parent if path.is_file() else path
+        return Path(os.path.abspath(path)).parent.parent if path.is_file() else path
     except OSError:  # whoever opens it says why
         return path
 

@@ -264,12 +264,12 @@ def _make_past(directory: Path) -> None:
     stamped = sorted((int(parts[3]), path.name, path) for parts, path in named if parts[3].isdecimal())
     now = time.time()
     future = [path for stamp, _, path in stamped if stamp > now]
-    for back, path in enumerate(reversed(future), 1):
-        rest = path.name.split(".", 4)[4:]
-        path.rename(path.with_name(".".join(["events.out.tfevents", str(int(now) - back), *rest])))
-    wait = max((stamp for stamp, _, _ in stamped if stamp <= now), default=0) + 1 - now
-    if wait > 0:
-        time.sleep(wait)
+    last = max((stamp for stamp, _, _ in stamped if stamp <= now), default=int(now) - len(future) - 1)
+    for path in future:
+        last += 1
+        path.rename(path.with_name(".".join(["events.out.tfevents", str(last), *path.name.split(".", 4)[4:]])))
+    if stamped:
+        time.sleep(max(last + 1 - time.time(), 0.0))
 
 
 def _layout() -> dict[str, dict[str, list[Any]]]:

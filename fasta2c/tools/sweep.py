@@ -132,7 +132,7 @@ def sweep(
             _run(study, trial, config, seeds, folder, prune)
             shown.say(str(_told(study.trials[trial.number], folder)))
             shown.update(len(ended(study)))
-    tried = _conclude(study, config, folder)
+        tried = _conclude(study, config, folder)
     if len(tried) >= trials and all(trial.state == "fail" for trial in tried):  # else others are at work still
         raise RunError(f"no setting came to an end ({folder / 'trials.csv'} has why): {tried[0].failure}")
     return tried

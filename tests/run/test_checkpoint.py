@@ -111,6 +111,12 @@ def test_a_run_is_found_by_its_checkpoints(run: RunDirectory, below: str) -> Non
     assert checkpoint.run_of(run.path.parent / below) == run.path
 
 
+def test_a_run_is_found_from_inside_it(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(run, state(1), env_steps=1)
+    monkeypatch.chdir(run.checkpoints)
+    assert checkpoint.run_of(Path("latest.pt")) == run.path
+
+
 def test_latest_is_a_copy_where_links_are_not_supported(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     def unsupported(source: Path, target: Path) -> None:
         raise OSError(95, "Operation not supported")
