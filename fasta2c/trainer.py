@@ -155,7 +155,7 @@ class Trainer:
                 if ranks.leads
                 else None
             )
-            path = ranks.of_first(made and made.root)
+            path = ranks.of_first(made and made.path)
             self.directory = made or RunDirectory(path)
             resources.callback(self.directory.close)
         if config.wandb and ranks.leads:  # before there is a log
