@@ -301,10 +301,23 @@ def test_environments_that_do_not_close_are_told_of_and_let_go(mode, how, told, 
     assert capsys.readouterr().err.count(told) == 1
 
 
+class Dreaming(Counter):
+    """Takes for ever to be made, but for ours, which is made to see what it is like."""
+
+    def __init__(self):
+        super().__init__()
+        time.sleep(1000 if multiprocessing.parent_process() else 0)
+
+
 def test_processes_of_a_vector_that_cannot_be_made_are_gone(monkeypatch):
+    """Gymnasium would send them SIGTERM, which they let go by, and wait."""
+    gymnasium.register("test_gymnasium/Dreaming-v0", entry_point=Dreaming)
     monkeypatch.setattr(gymnasium.vector.AsyncVectorEnv, "_check_spaces", lambda self: 1 / 0)
-    with pytest.raises(UserError, match="cannot be made: ZeroDivisionError"):
-        make("CartPole-v1", 2, vectorization_mode="async")
+    try:
+        with pytest.raises(UserError, match="cannot be made: ZeroDivisionError"):
+            make("test_gymnasium/Dreaming-v0", 2, vectorization_mode="async")
+    finally:
+        gymnasium.registry.pop("test_gymnasium/Dreaming-v0")
     assert not multiprocessing.active_children()
 
 
