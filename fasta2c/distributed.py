@@ -217,6 +217,11 @@ def next_job() -> str | None:
     return f"{run_id}#{next(_calls)}"
 
 
+def restarts() -> str:
+    """How often torchrun has started its ranks anew, as it tells it; "0" without it."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
 def speaks_first(message: str, *, for_another: bool = False) -> bool:
     """Whether this rank is the one to show `message`, which others may have as well; True for a process by itself.
 
@@ -229,7 +234,7 @@ def speaks_first(message: str, *, for_another: bool = False) -> bool:
     try:
         # Not the process group's own: this one need not have come so far.
         store = _store(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=timedelta(seconds=5))
-        spoken = f"fasta2c/spoken/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+        spoken = f"fasta2c/spoken/{restarts()}"
         first = store.add(spoken, 1) == 1
         if for_another:
             return first

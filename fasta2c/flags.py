@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fasta2c.errors import UserError, did_you_mean
+from fasta2c.errors import UserError, did_you_mean, reason
 
 # tyro is imported where it is used: a misspelt flag needs none of it.
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def write_completion(verbs: Mapping[str, type], argv: Sequence[str]) -> None:
     try:
         tyro.cli(every, prog="fasta2c", args=list(argv), config=_config(), registry=_registry({}))
     except OSError as error:
-        raise UserError(f"{argv[-1]} cannot be written ({error.strerror or error}).") from None
+        raise UserError(f"{argv[-1]} cannot be written ({reason(error)}).") from None
 
 
 def _config() -> tuple[Any, ...]:

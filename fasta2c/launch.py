@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from fasta2c import accel
 from fasta2c.callbacks import Callback
 from fasta2c.config import TrainConfig
-from fasta2c.distributed import Ranks, next_job
+from fasta2c.distributed import Ranks, next_job, restarts
 from fasta2c.envs.ids import resolve
 from fasta2c.errors import UserError
 from fasta2c.presets import load_preset
@@ -42,7 +41,7 @@ def train(config: TrainConfig, *, resume: str | Path | None = None, callbacks: S
         resume = ranks.of_first(RunDirectory.of_job(config.run_dir, env=config.env, job=job))
         if resume is not None and config.num_envs == "auto":
             config = config.without("num_envs")  # a number has been found
-    elif resume is not None and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+    elif resume is not None and restarts() != "0":
         resume = run_of(Path(resume))  # from where it was saved last, whatever checkpoint it began with
     if resume is None:
         env_id = resolve(config.env)

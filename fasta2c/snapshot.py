@@ -19,8 +19,9 @@ from fasta2c.policy import load_parameters, load_state
 from fasta2c.run import checkpoint, randomness
 from fasta2c.run.provenance import versions
 
-# What a checkpoint holds for `restore`, beside what a policy is made of. Of rank 0; the others' is in "others".
-OWN = ("collector", "reward_scaler", "generator", "randomness")
+# What a checkpoint holds for `restore`, beside what a policy is made of, and of what kind it is. Of rank 0; the others'
+# is in "others".
+OWN = {"collector": dict, "reward_scaler": dict, "generator": torch.Tensor, "randomness": dict}
 
 
 def take(parts: Parts, config: TrainConfig, device: torch.device, ranks: Ranks) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def take(parts: Parts, config: TrainConfig, device: torch.device, ranks: Ranks) 
         "generator": parts.generator.get_state(),
         "randomness": randomness.capture(device),
     }
-    assert own.keys() == set(OWN)
+    assert own.keys() == OWN.keys()
     return {
         "config": to_plain(config),
         "spec": parts.envs[0].spec.to_plain(),
@@ -73,7 +74,7 @@ def read(path: Path, needed: Mapping[str, type | UnionType]) -> tuple[Path, dict
     """
     file = checkpoint.resolve(path)
     state = load_state(file)
-    kinds = {**dict.fromkeys(OWN, object), "collector": dict, "reward_scaler": dict, "optimizer": dict, **needed}
+    kinds = {**OWN, "optimizer": dict, **needed}
     if missing := [name for name, kind in kinds.items() if name not in state or not isinstance(state[name], kind)]:
         raise UserError(f"{file} lacks {', '.join(sorted(missing))}; resume from another checkpoint.")
     return file, state

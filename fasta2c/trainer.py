@@ -87,7 +87,7 @@ class Trainer:
             self.directory = RunDirectory.open(folder, lock=True) if ranks.leads else RunDirectory(folder)
             resources.callback(self.directory.close)
             file, state = ranks.of_first(snapshot.read(resume, RESUMED) if ranks.leads else None)
-            older = ranks.of_first(resume.is_file() if ranks.leads else None)
+            older = file == resume
             saved = from_plain(state["config"], str(file))
             config = config.with_preset(saved)
             check_resumable(config, TrainConfig(**saved))
@@ -127,7 +127,10 @@ class Trainer:
             self._sideshow.check()
             if config.wandb:
                 wandb.check()
-        for whose, part in ((config.env, self.collector), (f"encoder {config.encoder}", self.parts.model)):
+        theirs: list[tuple[str, Any]] = [(config.env, self.collector)]
+        if ":" in config.encoder:
+            theirs.append((f"encoder {config.encoder}", self.parts.model))
+        for whose, part in theirs:
             try:
                 checkpoint.serialise(part.state_dict())
             except TypeError as error:

@@ -35,8 +35,7 @@ def save(directory: RunDirectory, state: Mapping[str, Any], *, env_steps: int) -
             refuse; the previous latest.pt is as it was.
     """
     step = directory.checkpoints / f"step_{env_steps}.pt"
-    directory.check_ours()
-    _write(step, state)
+    _write(directory, step, state)
     try:
         _point_to(step, directory.latest)
     except OSError as error:
@@ -50,8 +49,7 @@ def save(directory: RunDirectory, state: Mapping[str, Any], *, env_steps: int) -
 
 def save_best(directory: RunDirectory, state: Mapping[str, Any]) -> None:
     """Write `state` as best.pt; arguments and errors as for `save`."""
-    directory.check_ours()
-    _write(directory.best, state)
+    _write(directory, directory.best, state)
 
 
 def load(path: Path, *, map_location: str | torch.device = "cpu") -> dict[str, Any]:
@@ -162,8 +160,9 @@ def _find(path: Path, which: str) -> Path:
     raise UserError(f"{path} has no checkpoint {which!r}; use one of {', '.join(present)}.")
 
 
-def _write(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint atomically, and clear what earlier kills left in its folder."""
+def _write(directory: RunDirectory, path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint of `directory` atomically, and clear what earlier kills left in its folder."""
+    directory.check_ours()
     try:  # first, for torch turns the disk's errors into its own
         data = serialise({**state, "format_version": FORMAT_VERSION})
     except TypeError as error:

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from fasta2c.config import RESUMABLE
-from fasta2c.errors import warn
+from fasta2c.errors import reason, warn
 from fasta2c.run.files import write_atomically
 
 # A metric's column in metrics.csv and its tag in TensorBoard, in the order of the columns.
@@ -196,7 +196,7 @@ class MetricsLog:
         if self._warned:
             return
         self._warned = True
-        warn(f"metrics cannot be written ({error.strerror or error}); the run goes on.")
+        warn(f"metrics cannot be written ({reason(error)}); the run goes on.")
 
 
 def _open_csv(path: Path, resume_at: int | None) -> io.FileIO:

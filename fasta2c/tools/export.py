@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import fasta2c
 from fasta2c.envs.make import VectorEnvs
-from fasta2c.errors import RunError, UserError
+from fasta2c.errors import RunError, UserError, reason
 from fasta2c.evaluation import make_eval_envs
 from fasta2c.models.actor_critic import ActorCritic
 from fasta2c.models.distributions import Categorical
@@ -97,15 +97,15 @@ def export(
                 )
                 runtime = kind.read(data)
         except Exception as error:  # exporters can raise anything of a network that they do not understand
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"{run_dir}: {name} cannot hold its network ({type(error).__name__}: {reason}).") from None
+            told = str(error).strip().partition("\n")[0]
+            raise UserError(f"{run_dir}: {name} cannot hold its network ({type(error).__name__}: {told}).") from None
         difference = _try(runtime, policy, envs, observations, path, progress)
     finally:
         envs.close()
     try:
         write_atomically(path, data)
     except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror or error}); make room or name another.") from None
+        raise RunError(f"{path} cannot be written ({reason(error)}); make room or name another.") from None
     return Export(path, name, takes, gives, difference, ENVS * ROWS)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fasta2c.errors import RunError, UserError
+from fasta2c.errors import RunError, UserError, reason
 from fasta2c.run.files import check_output, temporary_beside
 from fasta2c.tools.curves import METRICS, Band, Group, band, find_runs, group_runs, names_of, scaled_to_budget
 
@@ -57,7 +57,7 @@ def plot(
             figure.savefig(temporary, format=file.suffix[1:], dpi=150)
             temporary.replace(file)
         except OSError as error:
-            raise RunError(f"{file} cannot be written ({error.strerror or error}).") from None
+            raise RunError(f"{file} cannot be written ({reason(error)}).") from None
         finally:
             temporary.unlink(missing_ok=True)
     return files

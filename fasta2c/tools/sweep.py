@@ -21,7 +21,7 @@ import yaml
 from fasta2c.callbacks import Callback
 from fasta2c.config import TrainConfig, from_plain, to_dict, to_plain
 from fasta2c.envs.ids import resolve
-from fasta2c.errors import DiskError, RunError, UserError, did_you_mean
+from fasta2c.errors import DiskError, RunError, UserError, did_you_mean, reason
 from fasta2c.launch import train
 from fasta2c.presets import load_preset
 from fasta2c.run.files import write_atomically
@@ -292,7 +292,7 @@ def _conclude(study: optuna.Study, config: TrainConfig, folder: Path) -> list[Tr
             best = _shared(TrainConfig(**{**to_dict(config), **complete[0].values}))
             write_atomically(folder / "best.yaml", yaml.safe_dump(best, sort_keys=False, allow_unicode=True).encode())
     except OSError as error:
-        raise RunError(f"{folder} cannot be written ({error.strerror or error}).") from None
+        raise RunError(f"{folder} cannot be written ({reason(error)}).") from None
     if complete:
         plot([run for trial in complete[:DRAWN] for run in trial.runs], folder / "curves.png")
     return tried
