@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -168,8 +169,8 @@ def _reason(event: Any, tokens: Mapping[str, list[str]]) -> str:
         value = _short(" ".join(tokens.get(flag, [])[: None if "..." in metavar else 1]))
         kinds = {"...": "whole numbers separated by spaces", "FLOAT": "a number", "INT": "a whole number"}
         kind = next((words for mark, words in kinds.items() if mark in metavar), None)
-        if kind and "{auto}" in metavar:
-            return f"{flag}: {value} is neither {kind} nor auto."
+        if kind and (word := re.search(r"{(\w+)}", metavar)):
+            return f"{flag}: {value} is neither {kind} nor {word[1]}."
         return f"{flag}: {value} is not {kind}." if kind else f"{flag}: {event.message}"
     return f"the command line cannot be read ({type(event).__name__}); see {event.prog} --help."
 

@@ -161,6 +161,21 @@ def test_a_run_without_an_episode(trainer: Recorder, capsys: pytest.CaptureFixtu
     assert "no episode has ended" in told and "advice" not in told and "warm-up" not in told
 
 
+@pytest.mark.parametrize(
+    ("flags", "further"),
+    [
+        ("--total-steps 2048", " --total-steps 4096"),
+        ("--total-steps 4096 --stop-at-return 480", " --stop-at-return None"),
+        ("--total-steps 4096", ""),  # a callback ended it
+    ],
+)
+def test_a_run_that_ended_says_how_it_goes_on(
+    trainer: Recorder, capsys: pytest.CaptureFixture[str], flags: str, further: str
+) -> None:
+    assert cli.main(["train", *flags.split()]) == 0
+    assert f"fasta2c train --resume 'runs/my run'{further}\n" in capsys.readouterr().out
+
+
 def test_a_run_says_where_its_time_went(trainer: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
     seconds = {"env": 5.0, "act": 3.0, "update": 1.0, "copy": 0.0, "log": 1.0}
     report = TimeReport(seconds, env_steps=1000, rows=10, on_gpu=False, in_turn=False, overlapped=False)
@@ -217,7 +232,8 @@ def test_resume_refuses_what_it_would_ignore(
         ("--num-envs 8.0", "--num-envs: '8.0' is neither a whole number nor auto."),
         ("--total-steps 2e6", "--total-steps: '2e6' is not a whole number."),
         ("--lr 日本", "--lr: '日本' is not a number."),
-        ("--critic-lr x", "--critic-lr: 'x' is not a number."),
+        ("--critic-lr x", "--critic-lr: 'x' is neither a number nor None."),
+        ("--stop-at-return none", "--stop-at-return: 'none' is neither a number nor None."),
         ("--hidden-sizes 64 x", "--hidden-sizes: '64 x' is not whole numbers separated by spaces."),
         ("--gamma 1.5", "--gamma: 1.5 is out of range; it must be from 0 to 1."),
         ("--lr nan", "--lr: nan is out of range"),
@@ -388,7 +404,7 @@ def test_eval_json_is_one_object(evaluations: list[Any], capsys: pytest.CaptureF
         ("A --episodes 0", "--episodes: 0 is out of range"),
         ("A --num-envs -3", "--num-envs: -3 is out of range"),
         ("A --seed -1", "--seed: -1 is out of range"),
-        ("A --seed x", "--seed: 'x' is not a whole number."),
+        ("A --seed x", "--seed: 'x' is neither a whole number nor None."),
         ("A --episodes 1e3", "--episodes: '1e3' is not a whole number."),
         ("A --episodse 3", "unknown flag --episodse. Did you mean --episodes"),
         ("A --run-dir B", "unknown flag --run-dir."),

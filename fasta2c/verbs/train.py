@@ -5,10 +5,14 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fasta2c.config import TrainConfig
 from fasta2c.flags import errors_named, parse, scan
 from fasta2c.verbs.settings import base_config
+
+if TYPE_CHECKING:  # it imports torch, which a misspelt flag needs none of
+    from fasta2c.records import TrainResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,5 +53,14 @@ def run(argv: list[str]) -> None:
         print(f"time           {report.shares}")
         print(f"limit          {report.limit}")
         print(f"advice         {report.advice}")
+    run_dir = shlex.quote(str(result.run_dir))
     print(f"run directory  {result.run_dir}")
-    print(f"evaluate it:   fasta2c eval {shlex.quote(str(result.run_dir))}")
+    print(f"evaluate it:   fasta2c eval {run_dir}")
+    print(f"go on with it: fasta2c train --resume {run_dir}{_further(config, result)}")
+
+
+def _further(config: TrainConfig, result: TrainResult) -> str:
+    """The flag without which a run that has ended would end again at once."""
+    if result.env_steps >= config.total_steps:
+        return f" --total-steps {2 * config.total_steps}"
+    return "" if config.stop_at_return is None else " --stop-at-return None"
