@@ -112,8 +112,8 @@ def messages(env: str, repeats: int = 200) -> dict[str, float]:
         return statistics.median(_seconds(work) for _ in range(count))
 
     return {
-        "small_sum": median(lambda: ranks.sum(small), repeats),
-        "gradient": median(lambda: ranks.sum(gradient), repeats // 4),
+        "small_sum": median(lambda: ranks.all_reduce(small), repeats),
+        "gradient": median(lambda: ranks.all_reduce(gradient), repeats // 4),
         "exchange": median(lambda: ranks.exchange(numbers, [], width=3)(), repeats),
     }
 

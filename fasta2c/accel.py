@@ -27,23 +27,25 @@ F = TypeVar("F", bound=Callable[..., Any])
 _sharing = {"cores": 0, "processes": 1}
 
 
-def resolve_device(name: str, *, local_rank: int = 0, local_count: int = 1) -> torch.device:
+def resolve_device(name: str, *, local_rank: int = 0, local_world_size: int = 1) -> torch.device:
     """The device called `name`: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:N".
 
     Args:
         name: of several ranks on a machine, each takes a GPU of its own by "auto" or "cuda".
         local_rank: which of them this is.
-        local_count: how many there are.
+        local_world_size: how many there are.
 
     Raises:
         UserError: the device is not there.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if local_count > 1 and name != "cpu" and (count or name != "auto"):
+    if local_world_size > 1 and name != "cpu" and (count or name != "auto"):
         if name.startswith("cuda:"):
-            raise UserError(f"device: {name!r} is one GPU, for {local_count} ranks; use --device cuda or cpu.")
-        if local_count > count:
-            raise UserError(f"device: {local_count} ranks need a GPU each, {count} found; start fewer or --device cpu.")
+            raise UserError(f"device: {name!r} is one GPU, for {local_world_size} ranks; use --device cuda or cpu.")
+        if local_world_size > count:
+            raise UserError(
+                f"device: {local_world_size} ranks need a GPU each, {count} found; start fewer or --device cpu."
+            )
         return torch.device("cuda", local_rank)
     if name == "auto":
         return torch.device("cuda:0" if count else "cpu")

@@ -20,9 +20,11 @@ def start_alike(ranks: Ranks, config: TrainConfig) -> None:
 
     Raises `UserError`, on all of them, where they were started with other settings or have other versions.
     """
-    if ranks.count == 1:
+    if ranks.world_size == 1:
         return
-    told = ranks.gather((socket.gethostname(), accel.own_cores(), {**to_plain(config), "versions": versions()}))
+    told = ranks.all_gather_object(
+        (socket.gethostname(), accel.own_cores(), {**to_plain(config), "versions": versions()})
+    )
     settings = [plain for _, _, plain in told]
     if different := [name for name in settings[0] if any(plain[name] != settings[0][name] for plain in settings)]:
         raise UserError(f"{', '.join(different)}: not the same on all ranks; start them alike.")
@@ -61,12 +63,12 @@ class Agreement:
     @property
     def wishes(self) -> Wishes:
         """What is to be done."""
-        return self._own() if self._ranks.count == 1 else self._agreed
+        return self._own() if self._ranks.world_size == 1 else self._agreed
 
     @property
     def env_restarts(self) -> int:
         """Environments of all ranks that failed and were made anew in this session."""
-        return self._restarts() if self._ranks.count == 1 else self._restarts_told
+        return self._restarts() if self._ranks.world_size == 1 else self._restarts_told
 
     def exchange(self, here: RolloutCounts) -> Callable[[], list[RolloutCounts]]:
         """Tell what happened here in a rollout, without waiting.
@@ -74,7 +76,7 @@ class Agreement:
         Returns:
             what waits, and returns what happened on every rank, environments numbered through.
         """
-        if self._ranks.count == 1:
+        if self._ranks.world_size == 1:
             return lambda: [here]
         own = self._own()
         numbers = [*own, self._restarts(), here.env_steps, here.dropped_games, here.dropped_env_steps]

@@ -156,7 +156,7 @@ def _alone(verb: str) -> None:
     if "LOCAL_RANK" in os.environ:
         from fasta2c.distributed import Ranks  # late, as it imports torch
 
-        if (count := Ranks.from_environment().count) > 1:
+        if (count := Ranks.from_environment().world_size) > 1:
             raise UserError(f"{verb} is the work of one process, not of {count}; start it without torchrun.")
 
 

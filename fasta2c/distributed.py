@@ -52,10 +52,10 @@ class Ranks:
     """
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
     local_rank: int = 0
     """Among those on this machine."""
-    local_count: int = 1
+    local_world_size: int = 1
 
     @classmethod
     def from_environment(cls) -> Ranks:
@@ -64,8 +64,8 @@ class Ranks:
         numbers = given[:4]
         if not (all(given) and all(n.isascii() and n.isdecimal() for n in numbers)):
             return ALONE
-        rank, count, local_rank, local_count = map(int, numbers)
-        return cls(rank, count, local_rank, local_count) if count > 1 else ALONE
+        rank, world_size, local_rank, local_world_size = map(int, numbers)
+        return cls(rank, world_size, local_rank, local_world_size) if world_size > 1 else ALONE
 
     @property
     def leads(self) -> bool:
@@ -74,7 +74,7 @@ class Ranks:
 
     def share(self, total: int) -> slice:
         """This rank's part of `total` things, which are shared out as equally as can be."""
-        return slice(total * self.rank // self.count, total * (self.rank + 1) // self.count)
+        return slice(total * self.rank // self.world_size, total * (self.rank + 1) // self.world_size)
 
     def seed(self, seed: int) -> int:
         """A seed of this rank's own; rank 0's is `seed` itself."""
@@ -85,11 +85,11 @@ class Ranks:
 
     def connect(self) -> None:
         """Meet the other ranks; the connection lasts as long as Python."""
-        if self.count == 1 or dist.is_initialized():
+        if self.world_size == 1 or dist.is_initialized():
             return
         given: dict[str, Any] = {}
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            given = {"store": self._fresh_store(), "rank": self.rank, "world_size": self.count}
+            given = {"store": self._fresh_store(), "rank": self.rank, "world_size": self.world_size}
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         with _together():
             dist.init_process_group(backend, timeout=PATIENCE, **given)
@@ -119,18 +119,18 @@ class Ranks:
                     if time.monotonic() > deadline:
                         raise
 
-    def sum(self, x: Tensor) -> Tensor:
+    def all_reduce(self, x: Tensor) -> Tensor:
         """`x` plus those of all other ranks, in place: the same bits on each rank."""
-        if self.count > 1:
+        if self.world_size > 1:
             with _together():
                 _wait(dist.all_reduce(x, async_op=not x.is_cuda))
         return x
 
-    def stack(self, x: Tensor) -> Tensor:
+    def all_gather(self, x: Tensor) -> Tensor:
         """The `x` of every rank, [ranks, ...]."""
-        if self.count == 1:
+        if self.world_size == 1:
             return x.unsqueeze(0)
-        stacked = torch.empty((self.count, *x.shape), dtype=x.dtype, device=x.device)
+        stacked = torch.empty((self.world_size, *x.shape), dtype=x.dtype, device=x.device)
         with _together():
             _wait(dist.all_gather(list(stacked.unbind()), x, async_op=not x.is_cuda))
         return stacked
@@ -148,52 +148,52 @@ class Ranks:
         first = torch.zeros(head + ROWS_AT_ONCE * width, dtype=torch.float64)
         first[:head] = torch.tensor([len(rows), *numbers], dtype=torch.float64)
         first[head:].view(-1, width)[: len(rows)] = table[:ROWS_AT_ONCE]
-        told = torch.empty(self.count, len(first), dtype=torch.float64)
+        told = torch.empty(self.world_size, len(first), dtype=torch.float64)
         with _together():
             sent = dist.all_gather(list(told.unbind()), first, async_op=True)
 
         def hear() -> list[tuple[list[float], list[list[float]]]]:
             with _together():
                 _wait(sent)
-            tables = told[:, head:].view(self.count, -1, width)
+            tables = told[:, head:].view(self.world_size, -1, width)
             if (most := int(told[:, 0].max())) > ROWS_AT_ONCE:
                 rest = torch.zeros(most - ROWS_AT_ONCE, width, dtype=torch.float64)
                 rest[: max(len(rows) - ROWS_AT_ONCE, 0)] = table[ROWS_AT_ONCE:]
-                tables = torch.cat([tables, self.stack(rest)], dim=1)
+                tables = torch.cat([tables, self.all_gather(rest)], dim=1)
             return [(x[1:head].tolist(), own[: int(x[0])].tolist()) for x, own in zip(told, tables, strict=True)]
 
         return hear
 
-    def gather(self, value: Any) -> list[Any]:
-        """The plain `value` of every rank. Slower than `stack`."""
-        if self.count == 1:
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """The plain `value` of every rank. Slower than `all_gather`."""
+        if self.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.count
+        values: list[Any] = [None] * self.world_size
         with _together():
             dist.all_gather_object(values, value)
         return values
 
-    def gather_first(self, value: Any) -> list[Any]:
+    def gather_object(self, value: Any) -> list[Any]:
         """The plain `value` of every rank, for rank 0; the others get nothing."""
-        if self.count == 1:
+        if self.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.count if self.leads else []
+        values: list[Any] = [None] * self.world_size if self.leads else []
         with _together():
             dist.gather_object(value, values if self.leads else None, dst=0)
         return values
 
-    def of_first(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """The plain `value` of rank 0."""
-        if self.count == 1:
+        if self.world_size == 1:
             return value
         values = [value]
         with _together():
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def take_first(self, tensors: list[Tensor]) -> None:
+    def broadcast(self, tensors: list[Tensor]) -> None:
         """Overwrite `tensors` with those of rank 0."""
-        if self.count > 1:
+        if self.world_size > 1:
             with _together():
                 for x in tensors:
                     dist.broadcast(x.detach(), src=0)
@@ -229,7 +229,7 @@ def speaks_first(message: str, *, for_another: bool = False) -> bool:
         message: what went wrong; one that differs in its numbers alone is the same.
         for_another: with another rank, which may have shown something itself: then this one stays silent.
     """
-    if Ranks.from_environment().count == 1:
+    if Ranks.from_environment().world_size == 1:
         return True
     try:
         # Not the process group's own: this one need not have come so far.

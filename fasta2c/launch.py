@@ -38,7 +38,7 @@ def train(config: TrainConfig, *, resume: str | Path | None = None, callbacks: S
     ranks, job = Ranks.from_environment(), next_job()
     ranks.connect()
     if resume is None and job is not None:
-        resume = ranks.of_first(RunDirectory.of_job(config.run_dir, env=config.env, job=job))
+        resume = ranks.broadcast_object(RunDirectory.of_job(config.run_dir, env=config.env, job=job))
         if resume is not None and config.num_envs == "auto":
             config = config.without("num_envs")  # a number has been found
     elif resume is not None and restarts() != "0":
@@ -47,7 +47,7 @@ def train(config: TrainConfig, *, resume: str | Path | None = None, callbacks: S
         env_id = resolve(config.env)
         config = config.with_preset(load_preset(env_id.family, env_id.name))
         if config.num_envs == "auto":
-            if ranks.count > 1:
+            if ranks.world_size > 1:
                 raise UserError("num_envs: auto tries numbers in one process; give a number for all ranks together.")
             config = _tuned(config)
     trainer = Trainer(config, Path(resume) if resume is not None else None, callbacks, ranks=ranks, job=job)

@@ -73,8 +73,8 @@ def make_envs(
         raise ValueError('num_envs is "auto": fasta2c.tune.tune finds a number.')
     if config.critic_updates > 1 and config.shared:
         raise UserError("critic_updates: steps of the critic alone need a network of its own; add --no-shared.")
-    if config.num_envs < ranks.count:
-        raise UserError(f"num_envs: {config.num_envs} environments are too few for {ranks.count} ranks.")
+    if config.num_envs < ranks.world_size:
+        raise UserError(f"num_envs: {config.num_envs} environments are too few for {ranks.world_size} ranks.")
     env_id, own = resolve(config.env), ranks.share(config.num_envs)
     num_envs = own.stop - own.start
     if env_id.pooled:
@@ -119,7 +119,7 @@ def assemble(
     accel.prepare_training(device, deterministic=config.deterministic)
     torch.manual_seed(config.seed)
     model = build_model(spec, config, device)
-    ranks.take_first([*model.parameters(), *model.buffers()])
+    ranks.broadcast([*model.parameters(), *model.buffers()])
     if not ranks.leads:
         torch.manual_seed(ranks.seed(config.seed))  # from here on only environments may draw from it
     optimizer = build_optimizer(model, config)
@@ -193,15 +193,15 @@ def _minibatches(config: TrainConfig, num_envs: int, ranks: Ranks) -> int:
     Raises:
         UserError: more than a rank has environments.
     """
-    if ranks.count == 1:
+    if ranks.world_size == 1:
         total = fewest = num_envs
     else:
         assert isinstance(config.num_envs, int)
-        total, fewest = config.num_envs, config.num_envs // ranks.count
+        total, fewest = config.num_envs, config.num_envs // ranks.world_size
     number = config.minibatches(total)
     if config.num_minibatches == "auto":
         return min(number, fewest)
     if number > fewest:
-        of_a_rank = " of a rank" * (ranks.count > 1)
+        of_a_rank = " of a rank" * (ranks.world_size > 1)
         raise UserError(f"num_minibatches: {number} are more than the {fewest} environments{of_a_rank}.")
     return number

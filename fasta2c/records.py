@@ -193,7 +193,7 @@ class Records:
             "best_return": self.best_return,
             "skipped_updates": standing.skipped,
             "dropped": self._parts.collector.dropped,
-            "ranks": self._ranks.count,
+            "ranks": self._ranks.world_size,
             "env_restarts": standing.env_restarts,
             "phase_seconds": self._clock.phase_seconds,
             "warm_up_seconds": self._clock.warm_up_seconds,

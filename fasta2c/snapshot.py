@@ -30,7 +30,7 @@ def take(parts: Parts, config: TrainConfig, device: torch.device, ranks: Ranks) 
     Raises:
         RunError: the ranks have not learnt the same.
     """
-    if ranks.count > 1:
+    if ranks.world_size > 1:
         _check_alike(parts, ranks)
     scaler = parts.learner.reward_scaler
     own = {
@@ -46,7 +46,7 @@ def take(parts: Parts, config: TrainConfig, device: torch.device, ranks: Ranks) 
         "model": parts.model.state_dict(),
         "optimizer": parts.optimizer.state_dict(),
         **own,
-        "others": ranks.gather_first(own)[1:],
+        "others": ranks.gather_object(own)[1:],
         "versions": versions(),
     }
 
@@ -56,7 +56,7 @@ def _check_alike(parts: Parts, ranks: Ranks) -> None:
     digest = hashlib.sha256()
     for x in parts.model.state_dict().values():
         digest.update(x.detach().cpu().contiguous().numpy().tobytes())
-    digests = ranks.gather(digest.digest())
+    digests = ranks.all_gather_object(digest.digest())
     if apart := [n for n, theirs in enumerate(digests) if theirs != digests[0]]:
         told = ", ".join(map(str, apart[:10]))
         raise RunError(
@@ -90,7 +90,7 @@ def restore(
     load_parameters(parts.model, state["model"], source)
     load_optimizer_state(parts.optimizer, state["optimizer"])
     saved = [{name: state[name] for name in OWN}, *state.get("others", [])]
-    own = ranks.rank if len(saved) == ranks.count else None
+    own = ranks.rank if len(saved) == ranks.world_size else None
     mine = saved[own or 0]
     already = state["collector"]["dropped"]["games"]
     parts.collector.load_state_dict([x["collector"] for x in saved], own)

@@ -72,7 +72,7 @@ class Trainer:
         self.ranks = ranks
         self._callbacks = callbacks if ranks.leads else ()
         self._stopping = False
-        self._signals = SignalWatch(patience=HEARING_SECONDS if ranks.count > 1 else 0.0)
+        self._signals = SignalWatch(patience=HEARING_SECONDS if ranks.world_size > 1 else 0.0)
         with ExitStack() as resources:
             self._build(config, resume, job, resources)
             self._resources = resources.pop_all()
@@ -86,14 +86,16 @@ class Trainer:
             folder = checkpoint.run_of(resume)
             self.directory = RunDirectory.open(folder, lock=True) if ranks.leads else RunDirectory(folder)
             resources.callback(self.directory.close)
-            file, state = ranks.of_first(snapshot.read(resume, RESUMED) if ranks.leads else None)
+            file, state = ranks.broadcast_object(snapshot.read(resume, RESUMED) if ranks.leads else None)
             older = file == resume
             saved = from_plain(state["config"], str(file))
             config = config.with_preset(saved)
             check_resumable(config, TrainConfig(**saved))
         self.config = config
         start_alike(ranks, config)
-        self.device = accel.resolve_device(config.device, local_rank=ranks.local_rank, local_count=ranks.local_count)
+        self.device = accel.resolve_device(
+            config.device, local_rank=ranks.local_rank, local_world_size=ranks.local_world_size
+        )
         self.resumes = state["resumes"] + 1 if state is not None else 0
 
         self._quiet = config.quiet or not ranks.leads
@@ -146,7 +148,7 @@ class Trainer:
                 self._restore(state, file)
         elif config.init_from is not None:
             begun_from = config.init_from if below is None else below / config.init_from
-            source, parameters = ranks.of_first(_parameters(begun_from) if ranks.leads else None)
+            source, parameters = ranks.broadcast_object(_parameters(begun_from) if ranks.leads else None)
             load_parameters(self.parts.model, parameters, source)
         self._session_began = self.update
         before = state["wall_seconds"] if state is not None else 0.0
@@ -158,7 +160,7 @@ class Trainer:
                 if ranks.leads
                 else None
             )
-            path = ranks.of_first(made and made.path)
+            path = ranks.broadcast_object(made and made.path)
             self.directory = made or RunDirectory(path)
             resources.callback(self.directory.close)
         if config.wandb and ranks.leads:  # before there is a log
@@ -211,7 +213,7 @@ class Trainer:
             self._session()
         if signum := self._agreement.wishes.signal:
             folder = shlex.quote(str(self.directory.path))
-            command = "fasta2c" if self.ranks.count == 1 else "torchrun … -m fasta2c"
+            command = "fasta2c" if self.ranks.world_size == 1 else "torchrun … -m fasta2c"
             raise Stopped(signum, f"go on with: {command} train --resume {folder}")
         return self.records.result(self.standing)
 
@@ -242,7 +244,7 @@ class Trainer:
 
     def _loop(self, progress: Progress) -> None:
         config, collector, timer = self.config, self.collector, self.timer
-        where = f"{self.device}" + f" and {self.ranks.count - 1} more" * (self.ranks.count > 1)
+        where = f"{self.device}" + f" and {self.ranks.world_size - 1} more" * (self.ranks.world_size > 1)
         progress.say(f"{config.env} on {where}: {config.num_envs} environments, run in {self.directory.path}")
         for note in self._notes:
             progress.say(note)
@@ -346,7 +348,7 @@ class Trainer:
             return  # on every rank
         if fault.env is not None:
             fault = fault._replace(env=self._first_env + fault.env)
-        fault = min(self.ranks.gather(fault), key=lambda there: there.vague)
+        fault = min(self.ranks.all_gather_object(fault), key=lambda there: there.vague)
         told = fault.told(self._session_began, self.env_steps)
         self._skipped += fault.skipped
         if self.config.on_nan == "skip" and fault.longest < SKIPS_IN_A_ROW:

@@ -87,7 +87,7 @@ def _serve(rank: int, count: int, port: int, pipe: Any) -> None:
 class Paired(Ranks):
     """One process that sends its messages as if there were another rank, which has nothing to say."""
 
-    def stack(self, x: torch.Tensor) -> torch.Tensor:
+    def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         stacked = x.new_empty((1, *x.shape))
         distributed.all_gather(list(stacked.unbind()), x)
         return stacked
@@ -246,7 +246,7 @@ def bad_number(ranks: Ranks, where: str, clip: float) -> dict[str, Any]:
 def exchanges(ranks: Ranks, rows: list[int]) -> Any:
     """What ranks hear of each other's numbers, `rows[rank]` rows of them."""
     hear = ranks.exchange([ranks.rank, 2.5], [(n, ranks.rank + n / 8) for n in range(rows[ranks.rank])], width=2)
-    ranks.sum(torch.ones(3))  # something else meanwhile
+    ranks.all_reduce(torch.ones(3))  # something else meanwhile
     return hear()
 
 
@@ -259,7 +259,7 @@ def waits(ranks: Ranks, seconds: float) -> tuple[float, float]:
         time.sleep(seconds)
     else:
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR2)).start()
-    total = ranks.sum(torch.ones(1)).item()
+    total = ranks.all_reduce(torch.ones(1)).item()
     return total, heard[0] - began if heard else seconds
 
 

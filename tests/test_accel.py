@@ -113,13 +113,13 @@ def test_ranks_of_a_machine_have_a_gpu_each(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for name in ("auto", "cuda"):
-        assert str(accel.resolve_device(name, local_rank=1, local_count=2)) == "cuda:1"
-    assert accel.resolve_device("cpu", local_rank=1, local_count=2) == CPU
+        assert str(accel.resolve_device(name, local_rank=1, local_world_size=2)) == "cuda:1"
+    assert accel.resolve_device("cpu", local_rank=1, local_world_size=2) == CPU
     with pytest.raises(UserError, match="'cuda:1' is one GPU, for 2 ranks"):
-        accel.resolve_device("cuda:1", local_rank=1, local_count=2)
+        accel.resolve_device("cuda:1", local_rank=1, local_world_size=2)
     with pytest.raises(UserError, match="3 ranks need a GPU each, 2 found"):
-        accel.resolve_device("auto", local_rank=2, local_count=3)
+        accel.resolve_device("auto", local_rank=2, local_world_size=3)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert accel.resolve_device("auto", local_rank=1, local_count=2) == CPU
+    assert accel.resolve_device("auto", local_rank=1, local_world_size=2) == CPU
     with pytest.raises(UserError, match="need a GPU each, 0 found"):
-        accel.resolve_device("cuda", local_rank=1, local_count=2)
+        accel.resolve_device("cuda", local_rank=1, local_world_size=2)

@@ -134,7 +134,9 @@ def build_estimators(name: str, device: torch.device) -> Estimators:
 def standardise(advantages_TE: Tensor, valid_TE: Tensor, ranks: Ranks = ALONE) -> Tensor:
     """Advantages with mean 0 and variance 1 over all ranks' valid rows; the others are left at 0."""
     exact_TE = torch.where(valid_TE, advantages_TE, 0.0).double()  # what rounding makes of equal ones must not count
-    total, count = ranks.sum(torch.stack([exact_TE.sum(), valid_TE.sum()]))
+    total, count = ranks.all_reduce(torch.stack([exact_TE.sum(), valid_TE.sum()]))
     count = count.clamp_min(1)
     centred_TE = torch.where(valid_TE, exact_TE - total / count, 0.0)
-    return (centred_TE / (ranks.sum(centred_TE.square().sum()) / count).sqrt().clamp_min(1e-8)).to(advantages_TE.dtype)
+    return (centred_TE / (ranks.all_reduce(centred_TE.square().sum()) / count).sqrt().clamp_min(1e-8)).to(
+        advantages_TE.dtype
+    )

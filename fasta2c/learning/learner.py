@@ -148,8 +148,8 @@ class Learner:
     def _count(self, rollout: RolloutBuffer, minibatches: list[slice]) -> Tensor:
         """All ranks' valid rows in each of `minibatches` [number]; with it they tell if numbers are bad."""
         own = [rollout.valid_TE[:, envs].sum() for envs in minibatches]
-        *counts, bad = self._ranks.sum(torch.stack([*own, self.watch.bad.long()]))
-        if self._ranks.count > 1:
+        *counts, bad = self._ranks.all_reduce(torch.stack([*own, self.watch.bad.long()]))
+        if self._ranks.world_size > 1:
             self.watch.hear(bad > 0)
         return torch.stack(counts)
 

@@ -136,10 +136,10 @@ def sum_gradients(parameters: Iterable[nn.Parameter], sums: Tensor, ranks: Ranks
 
     Gradients are parts of one sum over all ranks' rows, each divided by the number of all of them.
     """
-    if ranks.count == 1:
+    if ranks.world_size == 1:
         return sums
     grads = [p.grad for p in parameters if p.grad is not None]
-    flat = ranks.sum(torch.cat([*(x.flatten() for x in grads), sums]))
+    flat = ranks.all_reduce(torch.cat([*(x.flatten() for x in grads), sums]))
     *parts, total = flat.split([*(x.numel() for x in grads), len(sums)])
     torch._foreach_copy_(grads, [part.view_as(x) for part, x in zip(parts, grads, strict=True)])
     return total

@@ -73,7 +73,7 @@ class RunningMoments(nn.Module):
     def update(self, batches: Iterable[Moments], ranks: Ranks = ALONE) -> None:
         """Take in what was measured of some batches, here and by the other `ranks`."""
         new = reduce(Moments.joined, batches)
-        told = ranks.stack(torch.cat([new.number.unsqueeze(0), new.mean_D, new.squares_D]))
+        told = ranks.all_gather(torch.cat([new.number.unsqueeze(0), new.mean_D, new.squares_D]))
         size = len(new.mean_D)
         heard = [Moments(x[0], x[1 : size + 1], x[size + 1 :]) for x in told]
         # Before the first sample the variance stands at 1 and weighs nothing.
