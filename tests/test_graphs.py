@@ -112,8 +112,7 @@ def test_a_replay_computes_what_the_call_computes(settings, monkeypatch):
     plain, plain_found, _ = run(8, Graphs, monkeypatch, **settings)
     replayed, found, graphs = run(8, StandIn, monkeypatch, **settings)
     groups = settings.get("env_groups", 1)
-    in_update = not settings.get("shared", True) and "num_minibatches" not in settings
-    values = 0 if in_update else groups  # with an encoder of its own the critic runs in the update
+    values = groups if settings.get("shared", True) else 0  # with an encoder of its own the critic runs in the update
     per_rollout = settings.get("num_steps", 8) * groups + values + 1
     assert graphs.replays == per_rollout * (8 - WARM_UP - 1)
     for (actions, values, metrics), (plain_actions, plain_values, plain_metrics) in zip(

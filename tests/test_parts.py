@@ -51,13 +51,28 @@ def test_kept_forward_passes_make_the_same_update(env, settings, chunk):
         assert torch.equal(kept_metrics.nan_to_num(), fresh_metrics.nan_to_num())
 
 
+@pytest.mark.parametrize("several", [{}, {"num_minibatches": 2, "num_epochs": 2}])
 @pytest.mark.parametrize("shared", [True, False])
-def test_kept_forward_passes_agree_with_a_whole_batch(shared):
-    common = {"num_envs": 8, "num_steps": 6, "lr": 1e-3, "shared": shared}
+def test_kept_forward_passes_agree_with_a_whole_batch(shared, several):
+    common = {"num_envs": 8, "num_steps": 6, "lr": 1e-3, "shared": shared, **several}
     fresh, _ = parameters_after(5, TrainConfig(reuse_forward="off", **common))
     for reuse in ("on", "auto"):
         kept, _ = parameters_after(5, TrainConfig(reuse_forward=reuse, **common))
         torch.testing.assert_close(kept, fresh, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_minibatches", [1, 2])
+def test_a_critic_of_its_own_says_nothing_before_the_update(num_minibatches):
+    config = TrainConfig(num_envs=4, num_steps=3, shared=False, num_minibatches=num_minibatches)
+    envs = make_host_envs(resolve(config.env), 4, seeds=list(range(4)), options={})
+    try:
+        parts = assemble(config, [envs], torch.device("cpu"))
+        rollout = parts.collector.collect()
+        assert not rollout.values_T1E.any()
+        parts.learner.update(rollout, 0.0)
+        assert rollout.values_T1E.all()
+    finally:
+        envs.close()
 
 
 def test_an_update_lets_go_of_the_graphs():

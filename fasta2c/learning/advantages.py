@@ -95,15 +95,18 @@ def _scan(
     values_TE, next_values_TE = values[:-1], values[1:]
     # Selected, never multiplied by a mask: 0 * NaN would be NaN.
     future_TE = torch.where(terminated, 0.0, next_values_TE)
-    deltas_TE = rewards + gamma * future_TE - values_TE
-    going_on_TE = ~(terminated | truncated)
-    advantages_TE = torch.empty_like(deltas_TE)
-    carried_E = torch.zeros_like(deltas_TE[0])
-    for t in range(deltas_TE.shape[0] - 1, -1, -1):
-        carried_E = deltas_TE[t] + gamma * gae_lambda * torch.where(going_on_TE[t], carried_E, 0.0)
-        if weights_TE is not None:
-            carried_E = weights_TE[t] * carried_E
-        advantages_TE[t] = carried_E
+    deltas_TE, decay = rewards + gamma * future_TE - values_TE, gamma * gae_lambda
+    if weights_TE is None:
+        decays_TE = torch.full_like(deltas_TE, decay)
+    else:
+        deltas_TE, decays_TE = weights_TE * deltas_TE, weights_TE * decay
+    # Two calls a row: with few environments a scan costs what its calls do.
+    nothing, carried_E, advantages = deltas_TE.new_zeros(()), torch.zeros_like(deltas_TE[0]), []
+    rows = zip(deltas_TE.unbind(), decays_TE.unbind(), (terminated | truncated).unbind(), strict=True)
+    for delta_E, decay_E, done_E in reversed(list(rows)):
+        carried_E = torch.addcmul(delta_E, decay_E, torch.where(done_E, nothing, carried_E))
+        advantages.append(carried_E)
+    advantages_TE = torch.stack(advantages[::-1])
     return advantages_TE, advantages_TE + values_TE
 
 

@@ -80,7 +80,7 @@ class Forwards:
                 policy_BP, values_B, state = self._outputs(rollout, *chunk, rollout.first_state_ES[part])
             with torch.no_grad():
                 actions = rollout.actions_TE[chunk].flatten(0, 1)
-                log_probs_B, _ = self._model.distribution.log_prob_and_entropy(policy_BP, actions)
+                log_probs_B = self._model.distribution.log_prob(policy_BP, actions)
                 ratios_TE[chunk] = (log_probs_B.view_as(ratios_TE[chunk]) - rollout.log_probs_TE[chunk]).exp()
                 rollout.values_T1E[chunk] = values_B.view_as(ratios_TE[chunk])
                 if rows.stop == rollout.num_steps:

@@ -20,6 +20,9 @@ SCALE = 0.2
 # The quintic of Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/): steep at 0, and good enough at 1.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
+# The shorter side from which a CPU's bfloat16 is worth its conversions. Measured with AVX-512 BF16, times the speed of
+# float32: 0.2 for 24 x 64, 0.4 for 64 x 64, 0.9 for 128 x 128, 1.9 for 256 x 256, 2.3 for 512 x 3,136.
+LARGE = 128
 
 
 class Muon(torch.optim.Adam):
@@ -65,7 +68,8 @@ def orthogonal(matrix_MN: Tensor) -> Tensor:
     By Newton-Schulz iterations, in bfloat16 where the device is fast at that.
     """
     a, b, c = QUINTIC
-    dtype = torch.bfloat16 if accel.has_fast_bf16(matrix_MN.device) else torch.float32
+    worthwhile = matrix_MN.is_cuda or min(matrix_MN.shape) >= LARGE
+    dtype = torch.bfloat16 if worthwhile and accel.has_fast_bf16(matrix_MN.device) else torch.float32
     tall = matrix_MN.shape[0] > matrix_MN.shape[1]
     x = (matrix_MN.mT if tall else matrix_MN).to(dtype)
     x = x / x.norm().clamp_min(1e-7)  # no singular value is above 1

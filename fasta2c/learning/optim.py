@@ -56,7 +56,8 @@ class RMSpropTF(torch.optim.Optimizer):
 def build_optimizer(model: ActorCritic, config: TrainConfig) -> torch.optim.Optimizer:
     """The configured optimizer; the critic's own parameters are a group with a learning rate of their own if asked.
 
-    On a GPU its learning rates are tensors there, so that a CUDA graph of a step sees them change.
+    On a GPU its learning rates are tensors there, so that a CUDA graph of a step sees them change. On a CPU Adam is one
+    call for all parameters, three to ten times as fast as a loop over them.
     """
     groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
     if config.critic_lr is not None:
@@ -66,6 +67,12 @@ def build_optimizer(model: ActorCritic, config: TrainConfig) -> torch.optim.Opti
         ]
     device = next(model.parameters()).device
     on_gpu = device.type == "cuda"
+    adam: dict[str, Any] = {
+        "lr": config.lr,
+        "eps": config.optimizer_eps,
+        "capturable": on_gpu,
+        "fused": None if on_gpu else True,
+    }
     optimizer: torch.optim.Optimizer
     if config.optimizer == "muon":
         hidden = {id(p) for p in model.hidden_matrices()}
@@ -75,12 +82,17 @@ def build_optimizer(model: ActorCritic, config: TrainConfig) -> torch.optim.Opti
             for inside in (True, False)
         ]
         groups = [group for group in groups if group["params"]]
-        optimizer = Muon(groups, lr=config.lr, eps=config.optimizer_eps, capturable=on_gpu)
+        optimizer = Muon(groups, **adam)
     elif config.optimizer == "adam":
-        optimizer = torch.optim.Adam(groups, lr=config.lr, eps=config.optimizer_eps, capturable=on_gpu)
+        optimizer = torch.optim.Adam(groups, **adam)
     elif config.optimizer == "rmsprop":
         optimizer = torch.optim.RMSprop(
-            groups, lr=config.lr, alpha=config.rmsprop_alpha, eps=config.optimizer_eps, capturable=on_gpu
+            groups,
+            lr=config.lr,
+            alpha=config.rmsprop_alpha,
+            eps=config.optimizer_eps,
+            capturable=on_gpu,
+            foreach=True,
         )
     else:
         optimizer = RMSpropTF(groups, lr=config.lr, alpha=config.rmsprop_alpha, eps=config.optimizer_eps)
@@ -126,9 +138,16 @@ def step_where(optimizer: torch.optim.Optimizer, allowed: Tensor) -> None:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Take over the averages of `saved`, a `state_dict` from any device; rates and options stay as they were built."""
+    """Take over the averages of `saved`, a `state_dict` from any device; rates and options stay as they were built.
+
+    In memory they lie as their parameters do, which need not be how they lay: a fused step takes no notice of strides.
+    """
     own = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": saved["state"], "param_groups": own})
+    for p, averages in optimizer.state.items():
+        for name, x in averages.items():
+            if x.shape == p.shape and x.stride() != p.stride():
+                averages[name] = torch.empty_like(p).copy_(x)
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter], sums: Tensor, ranks: Ranks) -> Tensor:

@@ -41,10 +41,12 @@ class RewardScaler(nn.Module):
         A reward that is not finite stays so, and counts as 0 for the scale.
         """
         paid_TE = torch.where(valid_TE & torch.isfinite(rewards_TE), rewards_TE, 0.0).to(torch.float64)
-        returns_TE = torch.empty_like(paid_TE)
-        for t in range(len(paid_TE)):
-            returns_TE[t] = paid_TE[t] + self._gamma * self.return_E
-            self.return_E.copy_(torch.where(done_TE[t], 0.0, returns_TE[t]))
+        carried_E, nothing, returns = self.return_E, paid_TE.new_zeros(()), []
+        for paid_E, done_E in zip(paid_TE.unbind(), done_TE.unbind(), strict=True):
+            returns.append(torch.add(paid_E, carried_E, alpha=self._gamma))
+            carried_E = torch.where(done_E, nothing, returns[-1])
+        self.return_E.copy_(carried_E)
+        returns_TE = torch.stack(returns)
         new = self.moments.measure(returns_TE.flatten().unsqueeze(1), valid_TE.flatten())
         self.moments.update([new], self._ranks)
         vary = self.moments.variance_D > 1e-8 * self.moments.mean_D.square()

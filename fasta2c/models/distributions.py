@@ -77,6 +77,10 @@ class Distribution(nn.Module):
         """The likeliest actions [B, ...]."""
         raise NotImplementedError
 
+    def log_prob(self, policy_BP: Tensor, actions: Tensor) -> Tensor:
+        """Log-probabilities [B] of drawn `actions` [B, ...], differentiable."""
+        raise NotImplementedError
+
     def log_prob_and_entropy(self, policy_BP: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities [B] of drawn `actions` [B, ...] and entropies [B] in nats, both differentiable."""
         raise NotImplementedError
@@ -160,15 +164,25 @@ class Categorical(Distribution):
     def _argmax(self, scores_BP: Tensor) -> Tensor:
         return scores_BP.argmax(dim=-1) if self._single else scores_BP.unflatten(1, self.grid).argmax(dim=-1)
 
+    def log_prob(self, policy_BP: Tensor, actions: Tensor) -> Tensor:
+        """Sums over the choices, which are independent."""
+        return self._chosen(self._log_softmax(policy_BP), actions)
+
     def log_prob_and_entropy(self, policy_BP: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Sums over the choices, which are independent."""
-        logits = policy_BP if self._single else policy_BP.unflatten(1, self.grid)
-        log_probs = torch.log_softmax(logits, dim=-1)
-        chosen = log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+        log_probs = self._log_softmax(policy_BP)
         # 0 * -inf would be NaN: an illegal option adds nothing.
         finite = log_probs.clamp_min(torch.finfo(log_probs.dtype).min)
         entropies = -(log_probs.exp() * finite).sum(dim=-1)
-        return (chosen, entropies) if self._single else (chosen.sum(dim=-1), entropies.sum(dim=-1))
+        return self._chosen(log_probs, actions), entropies if self._single else entropies.sum(dim=-1)
+
+    def _log_softmax(self, policy_BP: Tensor) -> Tensor:
+        """[B, N] of a single choice, else [B, K, N]."""
+        return torch.log_softmax(policy_BP if self._single else policy_BP.unflatten(1, self.grid), dim=-1)
+
+    def _chosen(self, log_probs: Tensor, actions: Tensor) -> Tensor:
+        chosen = log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+        return chosen if self._single else chosen.sum(dim=-1)
 
     def env_actions(self, actions: Tensor) -> Tensor:
         """Whole numbers [B, *shape of the environment's action]."""
@@ -232,29 +246,36 @@ class Gaussian(Distribution):
         self, policy_BP: Tensor, generator: torch.Generator | None = None, exploration: Tensor | None = None
     ) -> Tensor:
         """Drawn from the normal distributions, neither clipped nor squashed."""
-        mean_BD, std_BD = self._moments(policy_BP)
-        return mean_BD + std_BD * torch.empty_like(mean_BD).normal_(generator=generator)
+        mean_BD, log_std_BD = self._moments(policy_BP)
+        return mean_BD + log_std_BD.exp() * torch.empty_like(mean_BD).normal_(generator=generator)
 
     def mode(self, policy_BP: Tensor) -> Tensor:
         """The means."""
         return policy_BP[:, : self.heads]
 
-    def log_prob_and_entropy(self, policy_BP: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the numbers drawn; if these are squashed, of what they become, in units of half the bounds' distance.
+    def log_prob(self, policy_BP: Tensor, actions: Tensor) -> Tensor:
+        """Of the numbers drawn; if these are squashed, of what they become, in units of half the bounds' distance."""
+        return self._log_prob(*self._moments(policy_BP), actions)
 
-        A squashed entropy is that of the normal distribution plus E[log(1 - tanh(x)^2)], by 32-point quadrature.
+    def log_prob_and_entropy(self, policy_BP: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """As `log_prob` has them; a squashed entropy is that of the normal distribution plus E[log(1 - tanh(x)^2)].
+
+        The expectation is by 32-point quadrature.
         """
-        mean_BD, std_BD = self._moments(policy_BP)
-        log_std_BD = std_BD.log()
-        z_BD = (actions - mean_BD) / std_BD
-        log_probs_BD = -0.5 * z_BD.square() - log_std_BD - 0.5 * math.log(2 * math.pi)
+        mean_BD, log_std_BD = self._moments(policy_BP)
         entropies_BD = log_std_BD + 0.5 * math.log(2 * math.pi * math.e)
         if self._squash:
-            log_probs_BD = log_probs_BD - torch.where(self._bounded_D, _log_slope(actions), 0.0)
-            points_BDQ = mean_BD.unsqueeze(-1) + std_BD.unsqueeze(-1) * self._nodes_Q
+            points_BDQ = mean_BD.unsqueeze(-1) + log_std_BD.exp().unsqueeze(-1) * self._nodes_Q
             lost_BD = (_log_slope(points_BDQ) * self._weights_Q).sum(dim=-1)
             entropies_BD = entropies_BD + torch.where(self._bounded_D, lost_BD, 0.0)
-        return log_probs_BD.sum(dim=-1), entropies_BD.sum(dim=-1)
+        return self._log_prob(mean_BD, log_std_BD, actions), entropies_BD.sum(dim=-1)
+
+    def _log_prob(self, mean_BD: Tensor, log_std_BD: Tensor, actions: Tensor) -> Tensor:
+        z_BD = (actions - mean_BD) / log_std_BD.exp()
+        log_probs_BD = -0.5 * z_BD.square() - log_std_BD - 0.5 * math.log(2 * math.pi)
+        if self._squash:
+            log_probs_BD = log_probs_BD - torch.where(self._bounded_D, _log_slope(actions), 0.0)
+        return log_probs_BD.sum(dim=-1)
 
     def env_actions(self, actions: Tensor) -> Tensor:
         """Real numbers [B, *shape of the environment's action], within its bounds; 0 of these units for NaN."""
@@ -265,8 +286,9 @@ class Gaussian(Distribution):
         return scaled_BD.view(-1, *self._env_shape)
 
     def _moments(self, policy_BP: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and log standard deviations, [B, D] each."""
         mean_BD, log_std_BD = policy_BP[:, : self.heads], policy_BP[:, self.heads : 2 * self.heads]
-        return mean_BD, log_std_BD.clamp(*LOG_STD_RANGE).exp()
+        return mean_BD, log_std_BD.clamp(*LOG_STD_RANGE)
 
 
 class StateDependentGaussian(Gaussian):

@@ -255,7 +255,7 @@ class Collector:
         exploration = None if self._exploration is None else self._exploration[columns]
         drawn = self._distribution.sample(policy_GP, self._generator, exploration)
         if self._keep_log_probs:
-            self._buffer.log_probs_TE[t, columns] = self._distribution.log_prob_and_entropy(policy_GP, drawn)[0]
+            self._buffer.log_probs_TE[t, columns] = self._distribution.log_prob(policy_GP, drawn)
         return self._distribution.env_actions(self._buffer.actions_TE[t, columns].copy_(drawn))
 
     def _forward(self, t: int, columns: slice, *, keep_graph: bool = False) -> Tensor:

@@ -27,7 +27,7 @@ class Reuse(NamedTuple):
     keep: bool
     """Those of the forward passes that act."""
     critic: bool = False
-    """Those of a critic of its own, which evaluates the rollout when it is complete."""
+    """Those of a critic of its own, which evaluates what the first optimizer step learns from, when it is complete."""
     later: bool = False
     """Those that V-trace makes before the optimizer steps after the first."""
     note: str | None = None
@@ -47,7 +47,7 @@ def decide(
 
     Args:
         requested: "on", "off", or "auto": on a CPU with long rows of images, never on a GPU, whose rows are cheap.
-            A critic of its own acts for nobody: unless "off", it runs once, over the rollout, where its graph fits.
+            A critic of its own acts for nobody: unless "off", it waits for the update, where its graph fits.
         model: the network.
         buffer: the rollout to fill.
         micro_batch: the most observations the model is called with at once.
@@ -64,14 +64,15 @@ def decide(
         )
         return Reuse(False, note=note)
     needed = graph_bytes(model, buffer, micro_batch)
+    fits = needed / num_minibatches <= budget
+    apart = model.critic_encoder is not None and fits
     if num_minibatches * num_epochs > 1:
         note = "only an update of one optimizer step can keep the graph that acted." if requested == "on" else None
-        return Reuse(False, later=needed / num_minibatches <= budget, note=note)
-    apart = model.critic_encoder is not None and needed <= budget
+        return Reuse(False, critic=apart, later=fits, note=note)
     worthwhile = model.convolutional and buffer.num_envs >= WORTHWHILE
     if requested == "auto" and not (worthwhile and buffer.actions_TE.device.type == "cpu"):
         return Reuse(False, critic=apart)
-    if needed <= budget:
+    if fits:
         return Reuse(True)
     return Reuse(
         False,

@@ -130,6 +130,26 @@ def test_muon_resumes_from_its_state_dict():
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
+def test_averages_saved_in_another_memory_layout_are_those_of_the_same_parameters():
+    def stepped(saved_as):
+        network = torch.nn.Conv2d(3, 4, 2)
+        saved = build_optimizer(network, TrainConfig(optimizer="adam", lr=0.1))
+        for n, p in enumerate(network.parameters()):
+            torch.nn.init.constant_(p, 0.5)
+            p.grad = torch.arange(p.numel(), dtype=p.dtype).view_as(p) + n
+        saved.step()
+        state = copy.deepcopy(saved.state_dict())
+        network.to(memory_format=saved_as)
+        resumed = build_optimizer(network, TrainConfig(optimizer="adam", lr=0.1))
+        load_optimizer_state(resumed, state)
+        for p in network.parameters():
+            p.grad = torch.empty_like(p).copy_(torch.arange(p.numel(), dtype=p.dtype).view(p.shape).flip(0))
+        resumed.step()
+        return network.weight.detach().contiguous()
+
+    torch.testing.assert_close(stepped(torch.channels_last), stepped(torch.contiguous_format))
+
+
 def test_clip_scales_down_to_the_norm_and_returns_the_norm_before():
     p = torch.nn.Parameter(torch.zeros(2))
     p.grad = torch.tensor([3.0, 4.0])

@@ -34,6 +34,11 @@ def test_a_critic_of_its_own_runs_once_where_its_graph_fits():
         assert decide(requested, model, buffer, micro_batch=256, budget=10**12) == Reuse(False, critic=critic)
     assert decide("on", model, buffer, micro_batch=256, budget=10**12) == Reuse(True)
     assert decide("auto", model, buffer, micro_batch=256, budget=100) == Reuse(False)
+    several = {"micro_batch": 256, "num_minibatches": 4, "num_epochs": 2}
+    assert decide("auto", model, buffer, budget=10**12, **several) == Reuse(False, critic=True, later=True)
+    needed = graph_bytes(model, buffer, 256)
+    assert decide("auto", model, buffer, budget=needed // 4, **several).critic, "a minibatch's graph is all there is"
+    assert not decide("auto", model, buffer, budget=needed // 5, **several).critic
 
 
 @pytest.mark.parametrize("requested", ["auto", "on"])
