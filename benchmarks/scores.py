@@ -34,7 +34,7 @@ from common import hardware
 
 from fasta2c.config import RESUMABLE, TrainConfig, to_plain
 from fasta2c.envs.ids import resolve
-from fasta2c.errors import Fasta2cError, UserError
+from fasta2c.errors import Fasta2cError, UserError, reason
 from fasta2c.presets import PROVENANCE, load_preset
 
 FOLDER = Path(__file__).parent
@@ -351,7 +351,7 @@ def split_at_marks(path: Path) -> tuple[str, str]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"--table: {path} cannot be read ({error.strerror}).") from None
+        raise UserError(f"--table: {path} cannot be read ({reason(error)}).") from None
     if BEGIN not in text or END not in text:
         raise UserError(f"--table: {path} has no lines {BEGIN!r} and {END!r} to write the table between.")
     return text.partition(BEGIN)[0], text.partition(END)[2]

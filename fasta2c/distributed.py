@@ -72,6 +72,11 @@ class Ranks:
         """Whether this is rank 0, which alone writes and speaks."""
         return self.rank == 0
 
+    @property
+    def program(self) -> str:
+        """What starts a run of as many ranks, as messages spell it."""
+        return "fasta2c" if self.world_size == 1 else "torchrun … -m fasta2c"
+
     def share(self, total: int) -> slice:
         """This rank's part of `total` things, which are shared out as equally as can be."""
         return slice(total * self.rank // self.world_size, total * (self.rank + 1) // self.world_size)

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from fasta2c.config import from_plain
-from fasta2c.errors import UserError, did_you_mean
+from fasta2c.errors import UserError, did_you_mean, reason
 from fasta2c.fields import kind_of
 
 # What a run's config.yaml holds beside the configuration.
@@ -37,7 +37,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe loader
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+        raise UserError(f"{path}: cannot be read ({reason(error)}).") from None
     except (
         yaml.YAMLError,
         ArithmeticError,

@@ -86,8 +86,8 @@ class Trainer:
             folder = checkpoint.run_of(resume)
             self.directory = RunDirectory.open(folder, lock=True) if ranks.leads else RunDirectory(folder)
             resources.callback(self.directory.close)
-            file, state = ranks.broadcast_object(snapshot.read(resume, RESUMED) if ranks.leads else None)
-            older = file == resume
+            read = (*snapshot.read(resume, RESUMED), resume.is_file()) if ranks.leads else None
+            file, state, older = ranks.broadcast_object(read)
             saved = from_plain(state["config"], str(file))
             config = config.with_preset(saved)
             check_resumable(config, TrainConfig(**saved))
@@ -213,8 +213,7 @@ class Trainer:
             self._session()
         if signum := self._agreement.wishes.signal:
             folder = shlex.quote(str(self.directory.path))
-            command = "fasta2c" if self.ranks.world_size == 1 else "torchrun … -m fasta2c"
-            raise Stopped(signum, f"go on with: {command} train --resume {folder}")
+            raise Stopped(signum, f"go on with: {self.ranks.program} train --resume {folder}")
         return self.records.result(self.standing)
 
     def _session(self) -> None:

@@ -166,7 +166,10 @@ def test_a_run_without_an_episode(trainer: Recorder, capsys: pytest.CaptureFixtu
     [
         ("--total-steps 2048", " --total-steps 4096"),
         ("--total-steps 4096 --stop-at-return 480", " --stop-at-return None"),
+        ("--total-steps 500", " --total-steps 4000"),  # a rollout is longer
+        ("--total-steps 2048 --stop-at-return 480", " --total-steps 4096 --stop-at-return None"),
         ("--total-steps 4096", ""),  # a callback ended it
+        ("--total-steps 4096 --stop-at-return 490", ""),
     ],
 )
 def test_a_run_that_ended_says_how_it_goes_on(

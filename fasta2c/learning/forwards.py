@@ -45,7 +45,7 @@ class Forwards:
         self._keep_graph = keep_graph
 
     def acted(self, rollout: RolloutBuffer, envs: slice) -> Iterator[Forward]:
-        """The model's outputs for `envs`, made when asked for; the values are those it acted by, complete on return."""
+        """The model's outputs for `envs`, made when asked for; the values it acted by, complete on return."""
         if rollout.forwards:
             return _popped(rollout.forwards)
         chunks = list(rollout.chunks(self._micro_batch, envs))

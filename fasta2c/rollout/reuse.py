@@ -27,7 +27,7 @@ class Reuse(NamedTuple):
     keep: bool
     """Those of the forward passes that act."""
     critic: bool = False
-    """Those of a critic of its own, which evaluates what the first optimizer step learns from, when it is complete."""
+    """Those of a critic of its own, which evaluates the first optimizer step's rows once the rollout is complete."""
     later: bool = False
     """Those that V-trace makes before the optimizer steps after the first."""
     note: str | None = None
@@ -47,7 +47,8 @@ def decide(
 
     Args:
         requested: "on", "off", or "auto": on a CPU with long rows of images, never on a GPU, whose rows are cheap.
-            A critic of its own acts for nobody: unless "off", it waits for the update, where its graph fits.
+            A critic of its own acts for nobody: where no graph that acts is kept, it is left to the update, unless
+            "off" or its graph does not fit.
         model: the network.
         buffer: the rollout to fill.
         micro_batch: the most observations the model is called with at once.

@@ -139,7 +139,7 @@ def resolve(path: Path, which: str = "latest") -> Path:
     try:
         return _find(path, which)
     except OSError as error:  # a folder that may not be entered, a name too long
-        raise UserError(f"{path} cannot be read ({error.strerror}); give a run directory or a checkpoint.") from None
+        raise UserError(f"{path} cannot be read ({reason(error)}); give a run directory or a checkpoint.") from None
 
 
 def _find(path: Path, which: str) -> Path:

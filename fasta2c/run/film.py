@@ -132,8 +132,8 @@ class Film:
         return writer
 
     def _refused(self, error: OSError) -> RunError:
-        reason = error.strerror or str(error).strip().splitlines()[-1][:200]
-        return RunError(f"{self.path} cannot be written ({reason}).")
+        told = error.strerror or str(error).strip().splitlines()[-1][:200]
+        return RunError(f"{self.path} cannot be written ({told}).")
 
 
 def tiled(pictures: NDArray[np.uint8], captions: Sequence[str]) -> NDArray[np.uint8]:

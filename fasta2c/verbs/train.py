@@ -39,7 +39,8 @@ def run(argv: list[str]) -> None:
 
         config = flags.settings
         result = train(config) if flags.resume is None else train(config, resume=flags.resume)
-    if not Ranks.from_environment().leads:
+    ranks = Ranks.from_environment()
+    if not ranks.leads:
         return
     if config.quiet:
         print(result.run_dir)
@@ -56,11 +57,16 @@ def run(argv: list[str]) -> None:
     run_dir = shlex.quote(str(result.run_dir))
     print(f"run directory  {result.run_dir}")
     print(f"evaluate it:   fasta2c eval {run_dir}")
-    print(f"go on with it: fasta2c train --resume {run_dir}{_further(config, result)}")
+    print(f"go on with it: {ranks.program} train --resume {run_dir}{_further(config, result)}")
 
 
 def _further(config: TrainConfig, result: TrainResult) -> str:
-    """The flag without which a run that has ended would end again at once."""
-    if result.env_steps >= config.total_steps:
-        return f" --total-steps {2 * config.total_steps}"
-    return "" if config.stop_at_return is None else " --stop-at-return None"
+    """The flags without which a run that has ended would end again at once."""
+    flags, steps, target = "", config.total_steps, config.stop_at_return
+    if steps <= result.env_steps:
+        while steps <= result.env_steps:
+            steps *= 2
+        flags += f" --total-steps {steps}"
+    if target is not None and result.mean_return is not None and result.mean_return >= target:
+        flags += " --stop-at-return None"
+    return flags

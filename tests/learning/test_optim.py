@@ -150,6 +150,47 @@ def test_averages_saved_in_another_memory_layout_are_those_of_the_same_parameter
     torch.testing.assert_close(stepped(torch.channels_last), stepped(torch.contiguous_format))
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_a_parameter_with_gaps_in_its_memory_is_learnt_as_any_other(optimizer):
+    def stepped(make):
+        network = model()
+        network.odd = torch.nn.Parameter(make())
+        chosen = build_optimizer(network, TrainConfig(optimizer=optimizer, lr=0.1))
+        network.odd.grad = torch.arange(6.0).view(2, 3) - 2
+        chosen.step()
+        return network.odd.detach().contiguous()
+
+    expected = stepped(lambda: torch.zeros(2, 3))
+    torch.testing.assert_close(stepped(lambda: torch.zeros(2, 6)[:, :3]), expected)
+    assert expected.count_nonzero() == 5
+
+
+def test_averages_of_an_unfused_step_are_gone_on_with():
+    def stepped(fused):
+        p = torch.nn.Parameter(torch.ones(3))
+        network = torch.nn.Module()
+        network.p = p
+        first = torch.optim.Adam([p], lr=0.1, eps=1e-5, fused=fused)
+        p.grad = torch.tensor([1.0, -2.0, 3.0])
+        first.step()
+        second = build_optimizer(network, TrainConfig(optimizer="adam", lr=0.1, optimizer_eps=1e-5))
+        load_optimizer_state(second, copy.deepcopy(first.state_dict()))
+        p.grad = torch.tensor([-1.0, 5.0, 0.5])
+        second.step()
+        return p.detach().clone()
+
+    torch.testing.assert_close(stepped(None), stepped(True))
+
+
+@pytest.mark.parametrize(("shape", "exact"), [((64, 64), True), ((255, 300), True), ((256, 300), False)])
+def test_muon_takes_bfloat16_for_large_matrices_alone_on_a_cpu(monkeypatch, shape, exact):
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr("fasta2c.accel.has_fast_bf16", lambda device: False)
+    wanted = orthogonal(gradient)
+    monkeypatch.setattr("fasta2c.accel.has_fast_bf16", lambda device: True)
+    assert torch.equal(orthogonal(gradient), wanted) == exact
+
+
 def test_clip_scales_down_to_the_norm_and_returns_the_norm_before():
     p = torch.nn.Parameter(torch.zeros(2))
     p.grad = torch.tensor([3.0, 4.0])
