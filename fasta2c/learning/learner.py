@@ -63,6 +63,9 @@ class Learner:
         ranks: Ranks = ALONE,
     ) -> None:
         self._model = model
+        # As lists, for a walk through the modules costs as much as a small layer.
+        self._parameters, self._critic_parameters = list(model.parameters()), list(model.critic_parameters())
+        self._actor_parameters = list(model.actor_parameters())
         self._optimizer = optimizer
         self._config = config
         self._forwards = forwards
@@ -72,7 +75,7 @@ class Learner:
         self.reward_scaler = reward_scaler
         self._num_minibatches = num_minibatches
         self._ranks = ranks
-        device = next(model.parameters()).device
+        device = self._parameters[0].device
         self._gae, self._vtrace = build_estimators(config.gae, device)
         self._target_lambda = TARGET_LAMBDAS.get(config.critic_target, config.gae_lambda)
         self.watch = NumberWatch(device, freeze=config.on_nan == "stop")
@@ -210,8 +213,8 @@ class Learner:
             loss = sums.policy + self._config.vf_coef * sums.value - self._ent_coef * sums.entropy
             (loss / count.clamp_min(1)).backward()
             totals += torch.stack(sums).detach()
-        totals = sum_gradients(self._model.parameters(), totals, self._ranks)
-        grad_norm = clip_grad_norm(self._model.parameters(), self._config.max_grad_norm)
+        totals = sum_gradients(self._parameters, totals, self._ranks)
+        grad_norm = clip_grad_norm(self._parameters, self._config.max_grad_norm)
         step_where(self._optimizer, self.watch.allows(moves, totals, grad_norm))
         return totals, grad_norm
 
@@ -236,10 +239,10 @@ class Learner:
             loss = value_loss_sum(values_B, targets_B, valid_B, self._config.value_loss)
             (self._config.vf_coef * loss / count.clamp_min(1)).backward()
             total += loss.detach()
-        for parameter in self._model.actor_parameters():
+        for parameter in self._actor_parameters:
             parameter.grad = None  # compiled code may have made it 0, and an optimizer would take that for a step
-        total = sum_gradients(self._model.critic_parameters(), total, self._ranks)
-        grad_norm = clip_grad_norm(self._model.critic_parameters(), self._config.max_grad_norm)
+        total = sum_gradients(self._critic_parameters, total, self._ranks)
+        grad_norm = clip_grad_norm(self._critic_parameters, self._config.max_grad_norm)
         step_where(self._optimizer, self.watch.allows(moves, total, grad_norm))
 
     def _rewards(self, rollout: RolloutBuffer) -> Tensor:
