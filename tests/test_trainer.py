@@ -121,7 +121,7 @@ def test_the_same_seed_gives_the_same_parameters_and_another_does_not(tmp_path):
 
 
 EVERY_KIND = [
-    {"env": "Classic/Pendulum"},  # by its preset: state-dependent exploration, everything normalised
+    {"env": "Classic/Pendulum", "sde": True},  # by its preset everything normalised, and many steps an update
     {"env": "Classic/Pendulum", "sde": False, "action_bounds": "squash", "recurrent": "gru", "shared": True},
     {"env": "MiniGrid/Empty-5x5", "recurrent": "lstm"},
     {"env": "Jumanji/Minesweeper"},
