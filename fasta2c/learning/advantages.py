@@ -140,6 +140,5 @@ def standardise(advantages_TE: Tensor, valid_TE: Tensor, ranks: Ranks = ALONE) -
     total, count = ranks.all_reduce(torch.stack([exact_TE.sum(), valid_TE.sum()]))
     count = count.clamp_min(1)
     centred_TE = torch.where(valid_TE, exact_TE - total / count, 0.0)
-    return (centred_TE / (ranks.all_reduce(centred_TE.square().sum()) / count).sqrt().clamp_min(1e-8)).to(
-        advantages_TE.dtype
-    )
+    deviation = (ranks.all_reduce(centred_TE.square().sum()) / count).sqrt()
+    return (centred_TE / deviation.clamp_min(1e-8)).to(advantages_TE.dtype)

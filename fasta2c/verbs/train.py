@@ -63,10 +63,9 @@ def run(argv: list[str]) -> None:
 def _further(config: TrainConfig, result: TrainResult) -> str:
     """The flags without which a run that has ended would end again at once."""
     flags, steps, target = "", config.total_steps, config.stop_at_return
-    if steps <= result.env_steps:
-        while steps <= result.env_steps:
-            steps *= 2
-        flags += f" --total-steps {steps}"
+    while steps <= result.env_steps:
+        steps *= 2
+        flags = f" --total-steps {steps}"
     if target is not None and result.mean_return is not None and result.mean_return >= target:
         flags += " --stop-at-return None"
     return flags

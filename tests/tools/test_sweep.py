@@ -109,6 +109,8 @@ def test_ranges_and_lists_are_drawn_from(tmp_path, pretended, sampler):
     assert {config.critic_lr for config in pretended} == {None, 1e-3}
     # Before a sampler knows anything: by magnitude three of four (2 of ten come once in 2,400), by value one in ten.
     assert sum(config.lr < 1e-2 for config in pretended[:10]) > 2
+    if sampler == "random":
+        assert sum(config.lr < 1e-3 for config in pretended) > 2, "by magnitude half of them, by value a hundredth"
 
 
 def test_what_stands_below_the_others_is_given_up(tmp_path, monkeypatch):
