@@ -14,11 +14,13 @@ from fasta2c import custom
 from fasta2c.envs.base import HostEnvs, Row
 from fasta2c.envs.ids import EnvId
 from fasta2c.envs.registry import maker
-from fasta2c.envs.vector import CLOSING_SECONDS, Vector
+from fasta2c.envs.vector import Vector
 from fasta2c.envs.workers import Patience
 from fasta2c.errors import RunError, UserError, warn
 from fasta2c.spaces import EnvSpec, spec_of
 
+# How long environments in processes of their own may take to close, all of them together.
+CLOSING_SECONDS = 30.0
 # An environment that fails so often without a step in between is not made anew again.
 FAILURES_IN_A_ROW = 3
 

@@ -18,9 +18,6 @@ from fasta2c.envs.base import spread_seeds
 from fasta2c.envs.workers import Leash, Patience
 from fasta2c.errors import RunError, warn
 
-# How long environments in processes of their own may take to close.
-CLOSING_SECONDS = 30.0
-
 
 class Vector:
     """Some of the environments in one of Gymnasium's vectors.
@@ -115,7 +112,7 @@ class Vector:
                 self.envs.close()
             self.envs.closed = True
 
-    def close(self, seconds: float = CLOSING_SECONDS) -> None:
+    def close(self, seconds: float) -> None:
         """Close them, if they are there. What goes wrong with that is told, and fails nothing.
 
         Those in processes of their own may take so many `seconds`.
@@ -161,6 +158,7 @@ class Vector:
                 raise
         finally:
             timer.cancel()
+            timer.join()  # killing takes it a moment: then no process is left
         if late.is_set():
             warn("environments that took too long to close were killed.")
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from fasta2c.envs import vector, workers
+from fasta2c.envs import workers
 from fasta2c.envs.gymnasium import GymnasiumEnvs
 from fasta2c.envs.ids import resolve
 from fasta2c.errors import RunError, UserError
@@ -288,7 +288,7 @@ class Closing(Counter):
     [("sync", "raise", "could not be closed: ValueError: the door is stuck"), ("async", "hang", "were killed")],
 )
 def test_environments_that_do_not_close_are_told_of_and_let_go(mode, how, told, monkeypatch, capsys):
-    monkeypatch.setattr(vector, "CLOSING_SECONDS", 1.0)
+    monkeypatch.setattr("fasta2c.envs.gymnasium.CLOSING_SECONDS", 1.0)
     gymnasium.register("test_gymnasium/Closing-v0", entry_point=Closing)
     try:
         envs = make("test_gymnasium/Closing-v0", 2, how=how, vectorization_mode=mode)
