@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 
 from fasta2c import accel
-from fasta2c.errors import UserError
+from fasta2c.errors import UserError, is_out_of_memory
 from fasta2c.models.actor_critic import ActorCritic
 from fasta2c.rollout.buffer import RolloutBuffer, rollout_bytes
 from fasta2c.rollout.reuse import graph_bytes
@@ -88,6 +90,19 @@ def needs(model: ActorCritic, spec: EnvSpec, num_envs: int, num_steps: int, *, s
         sample_bytes=graph_bytes(model, small, 8) // 8 + 1,
         free_bytes=accel.free_memory(device),
     )
+
+
+@contextlib.contextmanager
+def for_network() -> Iterator[None]:
+    """Raise `UserError` where memory runs out inside, which makes the network: its width is at fault, nothing else."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            "out of memory: the network alone is too large; take smaller --hidden-sizes or --recurrent-size."
+        ) from None
 
 
 def check_rollout(spec: EnvSpec, num_envs: int, num_steps: int, device: torch.device) -> None:

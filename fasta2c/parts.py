@@ -118,7 +118,8 @@ def assemble(
     num_minibatches = _minibatches(config, num_envs, ranks)
     accel.prepare_training(device, deterministic=config.deterministic)
     torch.manual_seed(config.seed)
-    model = build_model(spec, config, device)
+    with memory.for_network():
+        model = build_model(spec, config, device)
     ranks.broadcast([*model.parameters(), *model.buffers()])
     if not ranks.leads:
         torch.manual_seed(ranks.seed(config.seed))  # from here on only environments may draw from it

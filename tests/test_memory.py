@@ -81,6 +81,16 @@ def test_a_rollout_that_cannot_fit_is_refused_before_environments_are_made(tmp_p
         train(wanted)
 
 
+@pytest.mark.parametrize("recurrent", ["none", "gru"])
+def test_a_network_that_cannot_fit_is_told_by_its_width(tmp_path, recurrent):
+    wanted = TrainConfig(
+        hidden_sizes=(4 * 10**6, 10**7), recurrent=recurrent, recurrent_size=10**7, run_dir=tmp_path / "run", quiet=True
+    )
+    with pytest.raises(UserError, match="^out of memory: the network alone is too large; take smaller --hidden-sizes"):
+        train(wanted)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")])
 @pytest.mark.parametrize(
     ("free", "told"),
