@@ -6,6 +6,7 @@ The facts this relies on are those of EnvPool 1.2.5; `tests/envs/test_envpool.py
 from __future__ import annotations
 
 import contextlib
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,10 @@ _RANGES = {
     "img_width": (1, 1000),
     "noop_max": (1, 1000),
 }
+# Where `max_episode_steps` cuts no game; yet those of them that end after so many steps are said to be cut.
+_KEEP_NO_LIMIT = re.compile(
+    r"(Highway|Jumanji(?!/Sokoban$)|PGX|Procgen)/|ToyText/(tabular/)?(Blackjack|Catch|CliffWalking)"
+)
 # Maps without a start for a single player: the game would end the process.
 _NEEDED = dict.fromkeys(("Cig-v1", "MultiDuel-v1"), {"game_args": "-deathmatch"})
 # What an environment's own spaces may depend on.
@@ -80,6 +85,7 @@ class EnvPoolEnvs(HostEnvs):
         self.spec: EnvSpec = look_up_spec(env_id, options)
         self._env_id = env_id
         self._atari = env_id.family == "Atari"
+        self._keeps_limit = _keeps_limit(env_id)
         self._drawn_in_python = render and env_id.family == "Jumanji"
         self.num_envs = num_envs
         self.seeds = seeds
@@ -122,6 +128,8 @@ class EnvPoolEnvs(HostEnvs):
         """Wait for the step that was sent."""
         state = self._receive()
         done, truncated, rewards = state["done"], state["trunc"], state["reward"]
+        if not self._keeps_limit:
+            truncated = truncated & (state["elapsed_step"] <= self._pool.config["max_episode_steps"])
         terminated = done & ~truncated
         scores, game_over = rewards, done
         if self._atari:
@@ -234,8 +242,17 @@ def _check_options(env_id: EnvId, options: dict[str, Any], defaults: dict[str, A
         low, high = _RANGES.get(key, (0, 1) if key.endswith("_probability") else (-(2**31), 2**31 - 1))
         if isinstance(value, int | float) and not low <= value <= high:
             raise UserError(f"{where}: {value} is out of range; it must be from {low} to {high}.")
+        if key == "max_episode_steps" and not _keeps_limit(env_id):
+            raise UserError(
+                f"{where}: EnvPool's {env_id.backend_id} does not keep to it; its games have ends of their own."
+            )
         if key == "zero_discount_on_life_loss" and value:  # the row that it is of would have no reset row after it
             raise UserError(f"{where}: a lost life ends an episode by episodic_life here; set that instead.")
+
+
+def _keeps_limit(env_id: EnvId) -> bool:
+    """Whether a game is cut after `max_episode_steps`."""
+    return _KEEP_NO_LIMIT.match(f"{env_id.family}/{env_id.name}") is None
 
 
 @contextlib.contextmanager

@@ -107,25 +107,29 @@ class GymnasiumEnvs(HostEnvs):
         for part in self._parts:
             try:
                 observations, *rest = part.receive(patience)
-                brought.append((self._layout.pack(self._layout.flatten(observations)), *rest))
+                # From processes of their own come numbers as the environment has them: arrays of one, or whole ones.
+                told = (
+                    np.asarray(column, dtype).reshape(part.envs.num_envs)
+                    for column, dtype in zip(rest, (np.float32, np.bool_, np.bool_), strict=True)
+                )
+                brought.append((self._layout.pack(self._layout.flatten(observations)), *told))
             except custom.RAISED as error:  # the environment can raise anything
                 self._make_anew(part, error)
                 lost[part.columns] = True
                 assert self._last is not None
-                brought.append((self._last[part.columns], np.zeros(1), np.zeros(1, bool), np.ones(1, bool)))
+                brought.append((self._last[part.columns], np.zeros(1, np.float32), np.zeros(1, bool), np.ones(1, bool)))
         observations, rewards, terminated, truncated = (
             columns[0] if len(columns) == 1 else np.concatenate(columns) for columns in zip(*brought, strict=True)
         )
-        paid = np.asarray(rewards, dtype=np.float32)
         done = terminated | truncated
         row = Row(
             observations=observations,
-            rewards=paid,
+            rewards=rewards,
             terminated=terminated,
             truncated=truncated,
             valid=~self._previous_done & ~lost,
             opens=self._previous_done & ~lost,
-            scores=paid,
+            scores=rewards,
             game_over=done & ~lost,
             lost=lost if lost.any() else None,
         )

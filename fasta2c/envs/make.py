@@ -145,14 +145,15 @@ class VectorEnvs:
         row: Any = self._envs.step(actions if self._envs.on_device else actions.cpu().numpy())  # type: ignore[arg-type]
         self.rows += 1
         observations = self._push(row.observations, row.opens)
-        infos = {"valid": row.valid, "score": row.scores, "game_over": row.game_over, "opens": row.opens}
-        return (
-            observations,
-            self._tensor(row.rewards),
-            self._tensor(row.terminated),
-            self._tensor(row.truncated),
-            {k: self._tensor(v) for k, v in infos.items()},
-        )
+        valid = self._tensor(row.valid)
+        rewards, scores = (torch.where(valid, self._tensor(paid), 0) for paid in (row.rewards, row.scores))
+        infos = {
+            "valid": valid,
+            "score": scores,
+            "game_over": self._tensor(row.game_over),
+            "opens": self._tensor(row.opens),
+        }
+        return observations, rewards, self._tensor(row.terminated), self._tensor(row.truncated), infos
 
     @property
     def fps(self) -> float:

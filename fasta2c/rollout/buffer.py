@@ -118,7 +118,8 @@ class RolloutBuffer:
         at = self.stack + t
         slot = at if frames.host is None else 0
         frames.array[slot, envs], fills.array[slot, envs] = row.observations, row.opens
-        self._layout.blank(frames.array[slot, envs], row.terminated)
+        over = row.terminated if row.lost is None else row.terminated | row.lost  # lost: the observation is that again
+        self._layout.blank(frames.array[slot, envs], over)
         for mirror in self._frames:
             if mirror.host is not None:
                 mirror.device[at, envs].copy_(mirror.host[slot, envs], non_blocking=True)

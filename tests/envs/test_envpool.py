@@ -1,5 +1,7 @@
 """The facts about EnvPool that the row contract rests on, each checked on the installed wheel."""
 
+from pathlib import Path
+
 import envpool
 import numpy as np
 import pytest
@@ -67,6 +69,46 @@ def test_a_time_limit_is_truncated_not_terminated():
     rows = list(walk(make("CartPole-v1", 4, max_episode_steps=5), 12))
     assert rows[4].truncated.all() and not rows[4].terminated.any()
     assert not rows[5].valid.any() and rows[10].truncated.all()
+
+
+LIMITED = [
+    "CartPole-v1",
+    "LunarLander-v3",
+    "MiniGrid-Empty-5x5-v0",
+    "FrozenLake-v1",
+    "Taxi-v3",
+    "NChain-v0",
+    "Sokoban-v0",
+]
+LIMITLESS = ["Highway-v0", "LaneKeeping-v0", "Maze-v0", "SlidingTilePuzzle-v0", "Play2048-v1", "CoinrunEasy-v0"]
+LIMITLESS += ["Blackjack-v1", "Catch-v0", "CliffWalking-v1", "tabular/CliffWalking-v0"]
+
+
+@pytest.mark.parametrize("env_id", [*LIMITED, *LIMITLESS])
+def test_a_limit_that_envpool_does_not_keep_is_refused(env_id):
+    """Blackjack is over within five steps: any that takes a second has not been cut."""
+    limit = 1 if env_id == "Blackjack-v1" else 3
+    if env_id in LIMITED:
+        rows = list(walk(make(env_id, 4, max_episode_steps=limit), limit))
+        assert rows[-1].truncated.any() and (rows[-1].truncated | rows[-1].terminated).sum() >= 2
+        return
+    with pytest.raises(UserError, match="env_kwargs.max_episode_steps: .* does not keep to it"):
+        make(env_id, 4, max_episode_steps=limit)
+    options = {"base_path": str(Path(envpool.__file__).parent)} if resolve(env_id).family == "Jumanji" else {}
+    raw = envpool.make(env_id, env_type="gymnasium", num_envs=16, seed=1, max_episode_steps=limit, **options)
+    raw.reset()
+    actions = batch_space(raw.action_space, 16)
+    actions.seed(1)
+    infos = [raw.step(actions.sample())[-1] for _ in range(12)]
+    assert max(info["elapsed_step"].max() for info in infos) > limit
+
+
+def test_an_end_after_a_limit_that_is_not_kept_is_no_cut(monkeypatch):
+    """Jumanji's 2048 says 1,000 steps and goes on; EnvPool would have its later ends bootstrapped from."""
+    monkeypatch.setattr("fasta2c.envs.envpool._check_options", lambda *_: None)
+    rows = list(walk(make("Catch-v0", 8, max_episode_steps=5), 20))
+    assert not any(row.truncated.any() for row in rows)
+    assert [t for t, row in enumerate(rows) if row.terminated.all()] == [8, 18]
 
 
 def test_a_game_over_on_the_time_limit_is_terminated_and_truncated():

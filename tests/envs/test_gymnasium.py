@@ -54,6 +54,31 @@ def make(env_id, num_envs=2, *, timeout=0.0, restart=False, **options):
     return GymnasiumEnvs(made, num_envs, seeds=seeds, options=options, timeout=timeout, restart=restart)
 
 
+class Boxed(Counter):
+    """Tells numbers as arrays of one, and flags as whole numbers."""
+
+    def step(self, action):
+        observation, reward, over, cut, info = super().step(action)
+        return observation, np.array([reward]), np.array([int(over)]), int(cut), info
+
+
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_numbers_from_other_processes_may_be_arrays_of_one(num_envs):
+    gymnasium.register("test_gymnasium/Boxed-v0", entry_point=Boxed, disable_env_checker=True)
+    try:
+        envs = make("test_gymnasium/Boxed-v0", num_envs, vectorization_mode="async")
+        envs.reset()
+        rows = [envs.step(np.full(num_envs, 6)) for _ in range(5)]
+        envs.close()
+    finally:
+        gymnasium.registry.pop("test_gymnasium/Boxed-v0")
+    assert [row.rewards.tolist() for row in rows] == [[r] * num_envs for r in (6, 6, 6, 0, 6)]
+    assert [row.terminated.tolist() for row in rows] == [
+        [over] * num_envs for over in (False, False, True, False, False)
+    ]
+    assert [row.valid.tolist() for row in rows] == [[valid] * num_envs for valid in (True, True, True, False, True)]
+
+
 def test_next_step_autoreset():
     envs = make("test_gymnasium/Counter-v0")
     assert envs.reset().tolist() == [[0], [0]]

@@ -85,7 +85,7 @@ class Wrong(Counter):
 @pytest.fixture(autouse=True)
 def theirs(monkeypatch):
     module = types.SimpleNamespace(
-        Counter=Counter, Wrong=Wrong, Rude=Rude, Bare=lambda num_envs, device, seed: object()
+        Counter=Counter, Wrong=Wrong, Rude=Rude, Paying=Paying, Bare=lambda num_envs, device, seed: object()
     )
     monkeypatch.setitem(sys.modules, "theirs", module)
 
@@ -139,6 +139,23 @@ def test_groups_and_the_public_environments_agree():
     _, rewards, _, truncated, infos = envs.step(torch.tensor([5, 6, 5, 6]))
     assert rewards.tolist() == [5, 6, 5, 6] and not truncated.any() and infos["valid"].all()
     assert envs.step(torch.tensor([5, 6, 5, 6]))[3].tolist() == [False, False, True, True]
+
+
+class Paying(Counter):
+    """Pays for resets too, as EnvPool's DMC and MetaWorld do."""
+
+    def step(self, actions):
+        observations, rewards, terminated, truncated = super().step(actions)
+        return observations, rewards + 1, terminated, truncated
+
+
+def test_the_public_environments_pay_nothing_for_a_reset():
+    envs = make_envs("torch:theirs:Paying", 2, seed=0)
+    envs.reset()
+    steps = [envs.step(torch.tensor([5, 6])) for _ in range(3)]
+    expected = [[6, 7], [0, 7], [6, 0]]
+    assert [rewards.tolist() for _, rewards, *_ in steps] == expected
+    assert [infos["score"].tolist() for *_, infos in steps] == expected
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,14 @@ def test_a_game_that_is_lost_was_cut_behind_the_row_before(gae_lambda):
     assert buffer.truncated_TE.tolist() == [[False, False], [True, False], [True, False], [False, False]]
 
 
+def test_nothing_is_kept_of_an_end_that_is_told_again_because_the_reset_failed():
+    buffer = RolloutBuffer(1, 2, env_spec((1,), "float32", stack=1, actions=2), CPU)
+    seen, lost, zeros = np.array([[np.nan], [1.0]], np.float32), np.array([True, False]), np.zeros(2, np.float32)
+    buffer.store(0, ALL, Row(seen, zeros, lost & ~lost, lost, ~lost, lost & ~lost, zeros, lost & ~lost, lost))
+    buffer.upload()
+    assert buffer.observations(slice(1, 2), ALL).tolist() == [[0], [1]]
+
+
 @pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize("odd", [np.nan, np.inf, 3e38])
 def test_nothing_is_kept_of_what_was_seen_where_an_episode_was_over(on_device, odd):
