@@ -29,6 +29,7 @@ from fasta2c.policy import build_model
 from fasta2c.rollout.buffer import RolloutBuffer
 from fasta2c.rollout.collector import Collector, Exchange
 from fasta2c.rollout.reuse import decide
+from fasta2c.spaces import Choices
 from fasta2c.timing import PhaseTimer
 
 
@@ -116,6 +117,8 @@ def assemble(
     """
     spec, num_envs = envs[0].spec, sum(group.num_envs for group in envs)
     num_minibatches = _minibatches(config, num_envs, ranks)
+    if config.bounds_coef and isinstance(spec.actions, Choices):
+        raise UserError("bounds_coef: it is for real-valued actions; these are choices.")
     accel.prepare_training(device, deterministic=config.deterministic)
     torch.manual_seed(config.seed)
     with memory.for_network():

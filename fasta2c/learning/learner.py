@@ -17,7 +17,7 @@ from fasta2c.distributed import ALONE, Ranks
 from fasta2c.graphs import Graphs
 from fasta2c.learning.advantages import build_estimators, standardise
 from fasta2c.learning.forwards import Forwards
-from fasta2c.learning.loss import loss_sums, value_loss_sum
+from fasta2c.learning.loss import bounds_loss_sum, loss_sums, value_loss_sum
 from fasta2c.learning.measures import explained_variance, mean_kl
 from fasta2c.learning.optim import clip_grad_norm, schedule, set_learning_rate, step_where, sum_gradients
 from fasta2c.learning.rewards import RewardScaler
@@ -211,6 +211,9 @@ class Learner:
                 value_loss=self._config.value_loss,
             )
             loss = sums.policy + self._config.vf_coef * sums.value - self._ent_coef * sums.entropy
+            if self._config.bounds_coef:
+                valid_B = rollout.valid_TE[rows, part].flatten()
+                loss = loss + self._config.bounds_coef * bounds_loss_sum(self._model.distribution, policy_BP, valid_B)
             (loss / count.clamp_min(1)).backward()
             totals += torch.stack(sums).detach()
         totals = sum_gradients(self._parameters, totals, self._ranks)

@@ -85,6 +85,10 @@ class Distribution(nn.Module):
         """Log-probabilities [B] of drawn `actions` [B, ...] and entropies [B] in nats, both differentiable."""
         raise NotImplementedError
 
+    def excess(self, policy_BP: Tensor) -> Tensor:
+        """How far the likeliest actions lie beyond the bounds, squared and summed over their numbers, [B]."""
+        raise NotImplementedError
+
     def env_actions(self, actions: Tensor) -> Tensor:
         """Drawn `actions` as the environment takes them, [B, ...]."""
         raise NotImplementedError
@@ -276,6 +280,13 @@ class Gaussian(Distribution):
         if self._squash:
             log_probs_BD = log_probs_BD - torch.where(self._bounded_D, _log_slope(actions), 0.0)
         return log_probs_BD.sum(dim=-1)
+
+    def excess(self, policy_BP: Tensor) -> Tensor:
+        """In the units of the means; nothing for a number without bounds, or with no room between them."""
+        mean_BD, room_D = self.mode(policy_BP), self._half_D > 0
+        low_D = torch.where(room_D, (self._low_D - self._middle_D) / self._half_D, -math.inf)
+        high_D = torch.where(room_D, (self._high_D - self._middle_D) / self._half_D, math.inf)
+        return (mean_BD - mean_BD.clamp(low_D, high_D)).square().sum(dim=-1)
 
     def env_actions(self, actions: Tensor) -> Tensor:
         """Real numbers [B, *shape of the environment's action], within its bounds; 0 of these units for NaN."""

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from gymnasium.spaces import Box
 from helpers import env_spec, vtrace_reference
 
 from fasta2c.config import TrainConfig
@@ -16,6 +17,7 @@ from fasta2c.learning.optim import build_optimizer
 from fasta2c.learning.rewards import RewardScaler
 from fasta2c.models.actor_critic import ActorCritic
 from fasta2c.rollout.buffer import RolloutBuffer
+from fasta2c.spaces import spec_of
 
 T, E = 5, 6
 SPEC = env_spec((3,), "float32", stack=1, actions=4)
@@ -239,6 +241,28 @@ def test_a_step_that_is_too_far_is_not_made_where_the_device_is_not_asked():
     count = torch.tensor(T * E)
     sums, _ = learn._step_on(buffer, slice(0, E), forwards, advantages, returns, torch.tensor(False), count)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)) and sums.all()
+
+
+@pytest.mark.parametrize("micro_batch", [1024, 7])
+def test_means_beyond_their_bounds_are_drawn_back_with_the_weight_given(micro_batch):
+    """No advantages, and values without weight: what is left of the gradient is the bounds'."""
+    spec = spec_of(Box(-9, 9, (3,)), Box(-2, 2, (2,)), env_id="test", stack=1)
+    settings = TrainConfig(bounds_coef=0.3, vf_coef=0.0, lr=0.05)
+    model = ActorCritic(spec, settings)
+    with torch.no_grad():
+        model.policy_head.bias.copy_(torch.tensor([3.0, -0.5]))
+    buffer = RolloutBuffer(T, E, spec, torch.device("cpu"))
+    buffer.frames.normal_(generator=torch.Generator().manual_seed(0))
+    buffer.valid_TE.fill_(True)
+    buffer.valid_TE[2, 3:] = False
+    means_BD = model(buffer.frames[:T].flatten(0, 1))[0][:, :2]
+    beyond_B = ((means_BD - 1).clamp(min=0) ** 2 + (-1 - means_BD).clamp(min=0) ** 2).sum(dim=1)
+    expected = 0.3 * beyond_B[buffer.valid_TE.flatten()].mean()
+    gradient = torch.autograd.grad(expected, [*model.policy_head.parameters(), *model.encoder.parameters()])
+    learn = learner_of(model, settings, micro_batch)
+    metrics = dict(zip(METRICS, learn.update(buffer, 0.0).tolist(), strict=True))
+    assert metrics["grad_norm"] == pytest.approx(torch.cat([g.flatten() for g in gradient]).norm().item(), rel=1e-5)
+    assert model.policy_head.bias[0] < 3.0 and model.policy_head.bias[1] == -0.5
 
 
 def test_the_learning_rate_follows_its_schedule():

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from fasta2c.learning.loss import loss_sums
+from fasta2c.learning.loss import bounds_loss_sum, loss_sums
 from fasta2c.models.distributions import build_distribution
-from fasta2c.spaces import Choices
+from fasta2c.spaces import Choices, Continuous
 
 
 def batch():
@@ -61,3 +61,13 @@ def test_policy_gradient_raises_the_probability_of_a_good_action():
     # d/dlogit of -A log p(a): -A (1 - p) at the action taken
     assert inputs["policy_BP"].grad[0].tolist() == pytest.approx([2 * 0.25, -2 * 0.25])
     assert inputs["values_B"].grad is None
+
+
+@pytest.mark.parametrize("poison", [0.0, 1e6, -1e6])
+def test_means_beyond_their_bounds_cost_their_squared_distance_in_valid_rows_alone(poison):
+    head = build_distribution(Continuous((1,), (-2.0,), (2.0,)))
+    policy = torch.tensor([[1.5, 0.0], [-3.0, 0.0], [poison, 0.0]], requires_grad=True)
+    loss = bounds_loss_sum(head, policy, torch.tensor([True, True, False]))
+    loss.backward()
+    assert loss.item() == pytest.approx(0.5**2 + 2**2)
+    assert policy.grad.tolist() == [[1.0, 0], [-4.0, 0], [0, 0]]

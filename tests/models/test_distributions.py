@@ -209,6 +209,20 @@ def test_a_number_with_no_room_is_that_number():
         assert head.env_actions(torch.tensor([[-7.0], [7.0]])).tolist() == [[3.0], [3.0]]
 
 
+@pytest.mark.parametrize(
+    ("means", "excess"),
+    [((1.0, 50.0, 3.0, 9.0), 0), ((2.0, 0.0, -3.0, -9.0), 1 + 9), ((-3.5, -50.0, -1.0, 0.0), 2.5**2 + 1)],
+)
+def test_how_far_means_lie_beyond_their_bounds(means, excess):
+    """In units of half the range where there are two bounds, in the environment's own where there is one."""
+    head = build_distribution(Continuous((4,), (-2.0, -INF, 0.0, 3.0), (4.0, INF, INF, 3.0)))
+    policy = torch.tensor([[*means, 0.0, 0.0, 0.0, 0.0]], requires_grad=True)
+    found = head.excess(policy)
+    assert found.tolist() == [pytest.approx(excess)]
+    found.sum().backward()
+    assert torch.isfinite(policy.grad).all() and (policy.grad.abs().sum() > 0) == (excess > 0)
+
+
 def test_gaussian_samples_have_the_moments_asked_for():
     head = build_distribution(BOX)
     drawn = head.sample(torch.tensor([[1.0, -2.0, 0.0, math.log(0.1)]]).expand(100_000, 4), generator())
