@@ -49,7 +49,12 @@ def resolve_device(name: str, *, local_rank: int = 0, local_world_size: int = 1)
         return torch.device("cuda", local_rank)
     if name == "auto":
         return torch.device("cuda:0" if count else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"device: {name!r} is not one of auto, cpu, cuda, cuda:N.")
     if device.type == "cuda" and (device.index or 0) >= count:
         found = f"{count} CUDA device{'s' if count != 1 else ''}" if count else "no CUDA device"
         raise UserError(f"device: {name!r} is not there ({found} found); use --device cpu or auto.")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fasta2c.errors import UserError, did_you_mean
-from fasta2c.fields import Count, Finite, NonNegative, Positive, Range, Unit, Whole, check, convert, show
+from fasta2c.fields import Count, Finite, NonNegative, Positive, Range, Seed, Unit, Whole, check, convert, show
 
 ENCODERS = ("auto", "mlp", "nature-cnn", "impala", "small-cnn")
 Schedule = Literal["constant", "linear", "cosine"]
@@ -38,7 +38,7 @@ class TrainConfig:
     """Length of the run in env steps (reset rows do not count)."""
     stop_at_return: Finite | None = None
     """End the run once the last 100 games average this; without it, total_steps alone end it."""
-    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    seed: Seed = 0
     """Seed of environments, parameters and sampling."""
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda or cuda:N."""
@@ -267,7 +267,8 @@ def from_plain(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     for key, value in values.items():
         if key not in hints:
-            raise UserError(f"{source}: unknown key {key!r}.{did_you_mean(str(key), hints)}")
+            hint = did_you_mean(key, hints) if isinstance(key, str) else ""
+            raise UserError(f"{source}: unknown key {show(key)}.{hint}")
         value = convert(value, hints[key])
         try:
             check(key, value, hints[key])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import traceback
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from fasta2c.errors import UserError
+from fasta2c.errors import UserError, one_line
 
 # What a user's code may raise where its mistakes are to be told in words; it may also call `sys.exit`.
 RAISED = (Exception, SystemExit)
@@ -26,12 +27,21 @@ def load(name: str, where: str) -> Any:
     module, _, attribute = name.rpartition(":")
     if not module or not attribute.isidentifier():
         raise UserError(f"{where}: {name!r} names nothing; write module:Name.")
+    found = imported(module, where)
     try:
-        return getattr(importlib.import_module(module), attribute)
+        return getattr(found, attribute)
     except AttributeError:
         raise UserError(f"{where}: the module {module} has no {attribute!r}.") from None
-    except RAISED as error:  # the user's module can raise anything while it is imported
-        raise UserError(f"{where}: importing {module} failed: {type(error).__name__}: {error}") from None
+
+
+def imported(module: str, where: str) -> ModuleType:
+    """The module of that name; raises `UserError`, beginning with `where`, for one that is missing or fails."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{where}: no module named {error.name!r} can be imported.") from None
+    except RAISED as error:  # a user's module can raise anything while it is imported
+        raise UserError(f"{where}: importing {module} failed: {told(error)}") from None
 
 
 def told(error: Exception | SystemExit) -> str:
@@ -40,4 +50,4 @@ def told(error: Exception | SystemExit) -> str:
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     if frames and Path(frames[-1].filename).parent.name == "vector":  # Gymnasium's, telling of another process
         place = ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{place}"
+    return f"{type(error).__name__}: {one_line(error)}{place}"

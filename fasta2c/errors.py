@@ -73,7 +73,11 @@ def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:
 
 def one_line(error: BaseException) -> str:
     """What `error` says, its name where it says nothing, cut where it is long."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    try:
+        text = str(error)
+    except Exception:  # a user's own kind of error can fail at this too
+        text = ""
+    return " ".join(text.split())[:300] or type(error).__name__
 
 
 def reason(error: Exception) -> str:

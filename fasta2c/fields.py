@@ -49,6 +49,7 @@ class Range:
 # The upper bounds are where EnvPool's and torch's integers end; what fits in memory is less.
 Count = Annotated[int, Range(1, 2**31 - 1)]
 Whole = Annotated[int, Range(0, 2**31 - 1)]
+Seed = Annotated[int, Range(0, 2**63 - 1)]
 Finite = Annotated[float, Range()]
 Unit = Annotated[float, Range(0, 1)]
 NonNegative = Annotated[float, Range(0)]
@@ -96,7 +97,7 @@ def check(name: str, value: Any, hint: Any) -> None:
         check(name, value, options[0])
         for bounds in options[1:]:
             if isinstance(bounds, Range) and not bounds.holds(value):
-                most = f"; {LARGEST} is the most" if LARGEST < abs(value) < math.inf else ""
+                most = f"; {LARGEST} is the most" if LARGEST < abs(value) < math.inf == bounds.high else ""
                 raise UserError(f"{name}: {show(value)} is out of range; it must be {bounds}{most}.")
     elif origin in (typing.Union, types.UnionType):
         words = next((typing.get_args(o) for o in options if typing.get_origin(o) is Literal), ())

@@ -220,13 +220,22 @@ def json_object(text: str, name: str, example: str) -> dict[str, Any]:
     """The JSON object in the value of the flag for `name`; raises `UserError`, with an `example`, where it is none."""
     advice = f"write a JSON object such as '{example}'"
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=lambda pairs: _each_once(pairs, name))
     except (ValueError, RecursionError) as error:
         where = f" ({error.msg} at character {error.pos + 1})" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(f"{name}: {_short(text)} is not JSON{where}; {advice}.") from None
     if not isinstance(value, dict):
         raise UserError(f"{name}: {_short(text)} is not a JSON object; {advice}.")
     return value
+
+
+def _each_once(pairs: list[tuple[str, Any]], name: str) -> dict[str, Any]:
+    """The object that JSON's `pairs` are of; raises `UserError` for a key that stands twice."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise UserError(f"{name}: {next(key for key in keys if keys.count(key) > 1)!r} stands there twice.")
+    return values
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from fasta2c import accel
@@ -11,6 +11,7 @@ from fasta2c.config import TrainConfig
 from fasta2c.distributed import Ranks, next_job, restarts
 from fasta2c.envs.ids import resolve
 from fasta2c.errors import UserError
+from fasta2c.fields import show
 from fasta2c.presets import load_preset
 from fasta2c.records import TrainResult
 from fasta2c.run.checkpoint import run_of
@@ -20,7 +21,9 @@ from fasta2c.trainer import Trainer
 from fasta2c.tune import tune
 
 
-def train(config: TrainConfig, *, resume: str | Path | None = None, callbacks: Sequence[Callback] = ()) -> TrainResult:
+def train(
+    config: TrainConfig, *, resume: str | Path | None = None, callbacks: Callback | Iterable[Callback] = ()
+) -> TrainResult:
     """Train an agent; with `resume`, go on where a run was saved.
 
     Under torchrun all ranks call this, and train together; rank 0 alone writes. What torchrun has restarted goes on.
@@ -35,6 +38,7 @@ def train(config: TrainConfig, *, resume: str | Path | None = None, callbacks: S
         RunError: the run failed (a loss that is not finite, a checkpoint that cannot be written), or another rank has.
         Stopped: SIGINT, SIGTERM or SIGHUP ended the run, after a checkpoint.
     """
+    callbacks = _checked(callbacks)
     ranks, job = Ranks.from_environment(), next_job()
     ranks.connect()
     if resume is None and job is not None:
@@ -55,6 +59,15 @@ def train(config: TrainConfig, *, resume: str | Path | None = None, callbacks: S
         return trainer.run()
     finally:
         trainer.close()
+
+
+def _checked(callbacks: Callback | Iterable[Callback]) -> tuple[Callback, ...]:
+    """All of `callbacks`; raises `UserError` for what is none."""
+    found = tuple(callbacks) if isinstance(callbacks, Iterable) else (callbacks,)
+    for callback in found:
+        if not isinstance(callback, Callback):
+            raise UserError(f"callbacks: {show(callback)} is no Callback; give a list of instances.")
+    return found
 
 
 def _tuned(config: TrainConfig) -> TrainConfig:

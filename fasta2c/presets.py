@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from fasta2c.config import from_plain
-from fasta2c.errors import UserError, did_you_mean, reason
+from fasta2c.errors import UserError, did_you_mean, one_line, reason
 from fasta2c.fields import kind_of
 
 # What a run's config.yaml holds beside the configuration.
@@ -49,7 +49,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     ) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "it is not readable text"
+        unreadable = "it is not readable text" if isinstance(error, UnicodeError) else one_line(error)
+        problem = getattr(error, "problem", None) or unreadable
         raise UserError(f"{path}: not valid YAML{where}: {problem}.") from None
     if values is None:
         return {}

@@ -21,6 +21,12 @@ def test_a_device_that_is_not_there_is_refused():
         accel.resolve_device("cuda:99")
 
 
+@pytest.mark.parametrize("name", ["tpu", "cuda:x", "mps", ""])
+def test_a_device_of_no_known_kind_is_refused(name):
+    with pytest.raises(UserError, match="device: .* is not one of auto, cpu, cuda, cuda:N"):
+        accel.resolve_device(name)
+
+
 def test_precision_is_probed_not_guessed(monkeypatch):
     for fast in (True, False):
         monkeypatch.setattr(accel, "has_fast_bf16", lambda device, fast=fast: fast)

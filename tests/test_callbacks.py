@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fasta2c import Callback, TrainConfig, train
+from fasta2c.errors import UserError
 from fasta2c.run import checkpoint
 
 SMALL = {"num_envs": 8, "num_steps": 8, "quiet": True, "log_interval": 5, "total_steps": 1500}
@@ -82,6 +83,21 @@ def test_the_documented_callback_ends_a_run_that_learns_no_more(tmp_path):
     config = TrainConfig(run_dir=tmp_path / "run", lr=1e-30, critic_lr=1e-30, **{**SMALL, "total_steps": 10**6})
     result = train(config, callbacks=[patience := names["Patience"](2000)])
     assert result.env_steps < 10**5 and result.env_steps - patience.best_at == pytest.approx(2000, abs=64)
+
+
+def test_callbacks_may_come_one_after_another_or_alone(tmp_path):
+    noting = [Noting(), Noting()]
+    result = train(TrainConfig(run_dir=tmp_path / "run", **SMALL), callbacks=iter(noting))
+    assert all(len(each.updates) == result.updates > 1 for each in noting)
+    result = train(TrainConfig(run_dir=tmp_path / "alone", **SMALL), callbacks=(alone := Noting()))
+    assert len(alone.updates) == result.updates
+
+
+@pytest.mark.parametrize("wrong", [None, [Noting], [print]], ids=["none", "class", "function"])
+def test_what_is_no_callback_is_refused_before_anything_is_written(tmp_path, wrong):
+    with pytest.raises(UserError, match="callbacks: .* is no Callback; give a list of instances"):
+        train(TrainConfig(run_dir=tmp_path / "run", **SMALL), callbacks=wrong)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_callback_that_fails_leaves_the_run_whole(tmp_path):

@@ -544,6 +544,12 @@ def test_closed_streams_are_no_error() -> None:
         assert done.returncode == 0
 
 
+def test_a_mistake_is_not_told_where_results_are_read(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m fasta2c eval {tmp_path}/none --json 2>&-"
+    done = subprocess.run(command, shell=True, stdout=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
 def test_a_working_directory_that_is_gone_is_no_traceback(tmp_path: Path) -> None:
     gone = f"import os, sys; from fasta2c.cli import main; os.chdir({str(tmp_path)!r}); os.rmdir(os.getcwd()); "
     assert run(code=gone + "sys.exit(main(['--version']))").returncode == 0

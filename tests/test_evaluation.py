@@ -125,9 +125,17 @@ def test_options_that_change_what_is_observed_are_refused(tmp_path):
         evaluate(run, episodes=1, env_kwargs={"img_height": 64})
 
 
-def test_a_count_below_one_is_refused(tmp_path):
-    with pytest.raises(UserError, match="at least 1"):
-        evaluate(tmp_path, episodes=0)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"episodes": 0}, {"episodes": "5"}, {"episodes": 2.5}, {"num_envs": "a"}, {"num_envs": 0}, {"seed": -1},
+        {"seed": 2**70}, {"env_kwargs": [1]}, {"device": "tpu"},
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused(tmp_path, wrong):
+    run = train(TrainConfig(num_envs=2, total_steps=32, quiet=True, run_dir=tmp_path / "run")).run_dir
+    with pytest.raises(UserError, match=f"^{next(iter(wrong))}: "):
+        evaluate(run, **wrong)
 
 
 def test_the_runs_own_seed_is_meant_where_none_is_given(tmp_path):

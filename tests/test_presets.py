@@ -62,6 +62,22 @@ def test_files_are_refused_with_their_name_and_key(tmp_path: Path, text: str, sa
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seed: 2001-99-99", "not valid YAML: month must be in 1..12"),
+        ("lr: !!float abc", "not valid YAML: could not convert string to float"),
+        ("? 0x" + "f" * 5000 + "\n: 1", "unknown key a huge number"),
+        ("seed: " + "9" * 30, "9,223,372,036,854,775,807.$"),
+    ],
+)
+def test_what_is_wrong_with_a_value_is_said(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=said):
+        read_config(file)
+
+
 def test_files_that_are_not_there_or_no_text(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No such file"):
         read_config(tmp_path / "none.yaml")

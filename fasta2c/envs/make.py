@@ -17,6 +17,7 @@ from fasta2c.envs.gymnasium import GymnasiumEnvs
 from fasta2c.envs.ids import EnvId, resolve
 from fasta2c.envs.torch import TorchEnvs
 from fasta2c.errors import UserError
+from fasta2c.fields import Count, Seed, check
 from fasta2c.spaces import EnvSpec, observation_space
 
 CPU = torch.device("cpu")
@@ -98,8 +99,10 @@ def make_envs(env_id: str, num_envs: int, *, seed: int, device: str = "cpu", **o
     Raises:
         UserError: an unknown environment or option, or spaces fasta2c does not take.
     """
+    check("num_envs", num_envs, Count)
+    check("seed", seed, Seed)
+    target = accel.resolve_device(device)
     seeds = spread_seeds(seed, num_envs)
-    target = torch.device(device)
     return VectorEnvs(make_host_envs(resolve(env_id), num_envs, seeds=seeds, options=options, device=target), target)
 
 

@@ -62,17 +62,13 @@ def maker(backend_id: str, options: dict[str, Any], *, render: bool) -> Callable
 def _find(backend_id: str) -> gymnasium.envs.registration.EnvSpec:
     """Gymnasium's registration of `ID` or `module:ID` (the module is imported, so that it can register)."""
     module, _, name = backend_id.rpartition(":")
+    if module:
+        custom.imported(module, f"gymnasium:{backend_id}")
     try:
-        if module:
-            __import__(module)
         return gymnasium.spec(name)
-    except ModuleNotFoundError as error:
-        raise UserError(f"gymnasium:{backend_id}: no module named {error.name!r} can be imported.") from None
     except gymnasium.error.Error:
         hint = did_you_mean(name, gymnasium.registry) or " Name its module: gymnasium:module:ID."
         raise UserError(f"env: Gymnasium knows no environment {name!r}.{hint}") from None
-    except custom.RAISED as error:  # the user's module can raise anything while it is imported
-        raise UserError(f"gymnasium:{backend_id}: importing {module} failed: {type(error).__name__}: {error}") from None
 
 
 def _wrappers(listed: Any) -> list[Callable[[gymnasium.Env[Any, Any]], gymnasium.Wrapper[Any, Any, Any, Any]]]:
@@ -100,7 +96,10 @@ def _check_options(backend_id: str, registered: gymnasium.envs.registration.EnvS
             raise UserError(f"gymnasium:{backend_id}: cannot be imported: {one_line(error)}") from None
     if entry is None:
         return
-    parameters = inspect.signature(entry).parameters
+    try:
+        parameters = inspect.signature(entry).parameters
+    except (TypeError, ValueError):  # of a class in C, say, that tells nothing
+        return
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
     known = {*parameters, *_MAKE_OPTIONS, *_VECTOR_OPTIONS}

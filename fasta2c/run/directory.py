@@ -46,7 +46,7 @@ class RunDirectory:
         folder = None if path is None else below / path
         made: list[Path] = []
         try:
-            str(folder).encode()  # logs and messages name it
+            os.path.abspath(folder or below).encode()  # logs and messages name it
             if folder is None:
                 folder = below / _default_parent(env) / f"{time.strftime('%Y%m%d-%H%M%S')}-s{seed}"
                 made = _missing(folder.parent)

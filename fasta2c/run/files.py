@@ -61,10 +61,12 @@ def sync_folder(folder: Path) -> None:
 def check_output(path: Path) -> None:
     """Raise `UserError` where no file can be written to `path`: there is no such folder, or something else is there."""
     try:
-        str(path).encode()
+        os.path.abspath(path).encode()
         if not path.parent.is_dir():
             raise UserError(f"{path.parent} is no folder; make it first, or name another file.")
-        if _is_of_a_run(path.resolve()):
+        if not os.access(path.parent, os.W_OK):
+            raise UserError(f"{path} cannot be written ({path.parent} is read-only); name another.")
+        if _is_of_a_run(Path(os.path.realpath(path))):  # `resolve` raises RuntimeError for links in a circle
             raise UserError(f"{path} is a file of a run's own; name another.")
         with contextlib.suppress(FileNotFoundError):
             mode = path.stat().st_mode

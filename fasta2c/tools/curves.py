@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from fasta2c.config import RESUMABLE
 from fasta2c.errors import UserError, reason, warn
+from fasta2c.fields import LARGEST, show
 from fasta2c.presets import PROVENANCE, read_yaml
 from fasta2c.run.directory import RunDirectory
 from fasta2c.stats import bootstrap_interval, interquartile_mean, mean
@@ -66,16 +68,14 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
         UserError: a path where no run is, or a run that has nothing to show yet (in a folder of others it is left out,
             with a warning).
     """
-    found: dict[Path, Run] = {}
+    found: dict[str, Run] = {}
+    refusal = UserError("no run is named; give run directories, or folders that hold some.")
     for path in paths:
-        folders = []
-        if path.is_dir() and not (path / "config.yaml").is_file():
-            folders = sorted(
-                file.parent for file in path.rglob("config.yaml") if (file.parent / "metrics.csv").exists()
-            )
+        folders = _runs_below(path)
         for folder in folders or [path]:
             try:
-                found.setdefault(folder.resolve(), _read(RunDirectory.open(folder, lock=False)))
+                directory = RunDirectory.open(folder, lock=False)
+                found.setdefault(os.path.realpath(folder), _read(directory))
             except UserError as error:
                 if not folders:  # asked for by name
                     raise
@@ -86,20 +86,34 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
     return list(found.values())
 
 
+def _runs_below(path: Path) -> list[Path]:
+    """The runs in a folder that is none itself; nothing where `path` is a run, or cannot be looked into."""
+    try:
+        if not path.is_dir() or (path / "config.yaml").is_file():
+            return []
+        return sorted(file.parent for file in path.rglob("config.yaml") if (file.parent / "metrics.csv").exists())
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        return []
+
+
 def _read(directory: RunDirectory) -> Run:
     config = read_yaml(directory.config_file)
     kinds = {"env": str, "seed": int}
     if missing := [name for name, kind in kinds.items() if not isinstance(config.get(name), kind)]:
         raise UserError(f"{directory.config_file} lacks {' and '.join(missing)}; give the folder of a run.")
+    if odd := [key for key in config if not isinstance(key, str)]:
+        raise UserError(f"{directory.config_file}: {show(odd[0])} is no setting's name; give the folder of a run.")
     needed = [*AXES.values(), *METRICS.values()]
     try:
         with directory.metrics_file.open(newline="", encoding="utf-8", errors="replace") as file:
             whole = (line for line in file if "\0" not in line)  # a power cut leaves zeros
-            rows = [[_number(row.get(name)) for name in needed] for row in csv.DictReader(whole)]
+            rows = [
+                [_number(row.get(name)) for name in needed] for row in csv.DictReader(whole, quoting=csv.QUOTE_NONE)
+            ]
     except (OSError, csv.Error) as error:
         raise UserError(f"{directory.metrics_file} cannot be read ({reason(error)}).") from None
     table = np.array(rows, dtype=np.float64).reshape(-1, len(needed))
-    table = table[np.isfinite(table).all(axis=1)]
+    table = table[(np.abs(table) <= LARGEST).all(axis=1)]
     if not len(table):
         raise UserError(
             f"{directory.path} has nothing to show yet: no episode had ended by the last row of metrics.csv."
@@ -119,7 +133,7 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     groups: dict[tuple[str, str], Group] = {}
     for run in runs:
         setting = {name: value for name, value in run.config.items() if name not in _NO_SETTING}
-        key = str(run.config["env"]), repr(sorted(setting.items()))
+        key = str(run.config["env"]), repr([(name, _shown(setting[name])) for name in sorted(setting)])
         groups.setdefault(key, Group(key[0], setting, [])).runs.append(run)
     return list(groups.values())
 
@@ -139,7 +153,10 @@ def names_of(groups: Sequence[Group]) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    try:
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    except ValueError:  # Python prints no whole numbers of thousands of digits
+        return show(value)
 
 
 def band(
@@ -192,6 +209,6 @@ def scaled_to_budget(
         names = dict(zip(map(id, groups), names_of(groups), strict=True))
         for group, (x, y) in these:
             name = names[id(group)]
-            curves.setdefault(name, []).append((x / longest, (y - low) / max(high - low, 1e-12)))
+            curves.setdefault(name, []).append((x / max(longest, 1), (y - low) / max(high - low, 1e-12)))
             tasks.setdefault(name, []).append(env)
     return {name: (found, tasks[name]) for name, found in curves.items() if len(set(tasks[name])) > 1}

@@ -10,9 +10,11 @@ from typing import Any, Literal
 import numpy as np
 
 from fasta2c.errors import RunError, UserError, reason
+from fasta2c.fields import Unit, check
 from fasta2c.run.files import check_output, temporary_beside
 from fasta2c.tools.curves import METRICS, Band, Group, band, find_runs, group_runs, names_of, scaled_to_budget
 
+Axis = Literal["env-steps", "wall-time"]
 SUFFIXES = (".png", ".svg", ".pdf")
 # Okabe and Ito's colours, which those who see fewer tell apart; the styles of lines serve print without any.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
@@ -23,10 +25,10 @@ _HOUR = 3600.0
 
 
 def plot(
-    run_dirs: Sequence[str | Path],
+    run_dirs: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
-    x: Literal["env-steps", "wall-time"] = "env-steps",
+    x: Axis = "env-steps",
     smoothing: float = 0.05,
 ) -> list[Path]:
     """Draw the learning curves of runs: return and episode length, a column for each environment.
@@ -46,8 +48,10 @@ def plot(
     Raises:
         UserError: a path where no run is, nothing to draw, or a file that cannot be made.
     """
+    check("x", x, Axis)
+    check("smoothing", smoothing, Unit)
     files = _files(Path(out))
-    groups = group_runs(find_runs(map(Path, run_dirs)))
+    groups = group_runs(find_runs(map(Path, [run_dirs] if isinstance(run_dirs, str | Path) else run_dirs)))
     if (count := len(set(names_of(groups)))) > MOST_GROUPS:
         raise UserError(f"{count} settings are more than the {MOST_GROUPS} that can be told apart; plot fewer.")
     figure = _draw(groups, x, smoothing)
@@ -64,6 +68,8 @@ def plot(
 
 
 def _files(out: Path) -> list[Path]:
+    if not out.name:
+        raise UserError(f"{out} is a folder; name a file in it.")
     files = [out] if out.suffix.lower() in SUFFIXES else [Path(f"{out}{suffix}") for suffix in SUFFIXES[:2]]
     if out.suffix and files != [out]:
         raise UserError(f"{out} must end in {' or '.join(SUFFIXES)}, or have no ending.")
@@ -99,7 +105,7 @@ def _draw(groups: list[Group], axis: str, smoothing: float) -> Any:
                 for group, name in these:
                     _draw_group(panel, group, axis, metric, smoothing, look_of[name], _label(name, group))
                 _finish(panel, metric, axis)
-            above.set_title(envs[place])
+            above.set_title(_plain(envs[place]))
             above.set_xlabel("")
             above.legend(loc="best", fontsize="small", framealpha=0.8)
         else:
@@ -120,7 +126,12 @@ def _label(name: str, group: Group) -> str:
     seeds = [run.config["seed"] for run in group.runs]
     kind = "seeds" if len(set(seeds)) == len(seeds) else "runs"
     who = f"{len(seeds)} {kind}" if len(seeds) > 1 else f"seed {seeds[0]}"
-    return f"{name} ({who})" if name else who
+    return _plain(f"{name} ({who})" if name else who)
+
+
+def _plain(text: str) -> str:
+    """`text` as matplotlib is to draw it, which would take what stands between dollars for a formula."""
+    return text.replace("$", r"\$")
 
 
 def _draw_group(
@@ -145,7 +156,7 @@ def _draw_together(panel: Any, curves: dict[str, Any], smoothing: float, look_of
             panel,
             band(found, smoothing=smoothing, tasks=tasks),
             look_of[name],
-            f"{name} ({len(found)} runs)" if name else f"{len(found)} runs",
+            _plain(f"{name} ({len(found)} runs)" if name else f"{len(found)} runs"),
         )
     panel.set_title("all environments")
     panel.set_xlabel("share of the longest run")

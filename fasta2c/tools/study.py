@@ -38,7 +38,7 @@ def join(folder: Path, about: dict[str, Any]) -> Iterator[str]:
     """
     name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:
-        str(folder).encode()
+        os.path.abspath(folder).encode()
         if folder.is_dir() and not (folder / "workers").exists() and any(folder.iterdir()):
             raise UserError(f"{folder} is not empty and holds no sweep; choose a new folder.")
         (folder / "workers").mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def join(folder: Path, about: dict[str, Any]) -> Iterator[str]:
             if not file.exists():
                 write_atomically(file, yaml.safe_dump(about, sort_keys=False).encode())
             before = read_yaml(file)
-    except (OSError, UnicodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name, or what is not UTF-8
         raise UserError(f"{folder} cannot be written ({reason(error)}); choose another folder.") from None
     changed = [key for key in about if before.get(key) != yaml.safe_load(yaml.safe_dump(about[key]))]
     if changed:

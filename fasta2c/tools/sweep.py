@@ -18,10 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
+from fasta2c import accel, custom
 from fasta2c.callbacks import Callback
 from fasta2c.config import TrainConfig, from_plain, to_dict, to_plain
 from fasta2c.envs.ids import resolve
+from fasta2c.envs.make import look_up_spec
 from fasta2c.errors import DiskError, RunError, UserError, did_you_mean, reason
+from fasta2c.fields import check
 from fasta2c.launch import train
 from fasta2c.presets import load_preset
 from fasta2c.run.files import write_atomically
@@ -104,6 +107,7 @@ def sweep(
         Stopped: a signal ended it.
     """
     _check_optuna()
+    check("sampler", sampler, Sampler)
     env_id = resolve(config.env)
     config = config.with_preset(load_preset(env_id.family, env_id.name))
     if not seeds or len(set(seeds)) < len(seeds):
@@ -118,6 +122,7 @@ def sweep(
         trials = min(trials or size, size)
     elif trials is None:
         raise UserError(f"trials: {sampler} has no end; say how many settings it is to try.")
+    _check_shared(config, space)
     folder = Path(folder)
     about = {"config": _shared(config), "space": dict(space), "seeds": list(seeds), "sampler": sampler}
     with (
@@ -178,6 +183,16 @@ def _checked(space: Mapping[str, Any], config: TrainConfig, sampler: Sampler) ->
     return checked
 
 
+def _check_shared(config: TrainConfig, space: Mapping[str, Any]) -> None:
+    """Raise `UserError` for what no run could begin with, whatever is tried of `space`."""
+    if "device" not in space:
+        accel.resolve_device(config.device)
+    if "env_kwargs" not in space:
+        look_up_spec(resolve(config.env), config.env_kwargs)
+    if ":" in config.encoder and "encoder" not in space:
+        custom.load(config.encoder, "encoder")
+
+
 def _shared(config: TrainConfig) -> dict[str, Any]:
     """The plain values that all runs have in common."""
     return {name: value for name, value in to_plain(config).items() if name not in ("seed", "run_dir", "quiet")}
@@ -233,7 +248,8 @@ def _score(config: TrainConfig, watch: _Reporter) -> float | None:
     """The mean return of a run's last 100 games; a run that was begun before is gone on with."""
     path = config.run_dir
     assert path is not None
-    with contextlib.suppress(OSError, ValueError):  # not there, or cut short
+    # Not there, cut short, or no run's.
+    with contextlib.suppress(OSError, ValueError, AttributeError, LookupError, TypeError):
         summary = json.loads((path / "summary.json").read_text())
         if summary.get("status") == "done" and summary["env_steps"] >= config.total_steps:
             return summary["mean_return"]

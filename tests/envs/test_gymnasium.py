@@ -125,11 +125,45 @@ def test_a_module_of_the_users_is_imported_first(tmp_path, monkeypatch):
     [
         ("CartPoll-v1", "Did you mean CartPole-v"),
         ("no_such_module:Thing-v0", "no module named 'no_such_module'"),
+        ("lacking:Thing-v0", r"importing lacking failed: DependencyNotInstalled: pip install it \(lacking.py:2\)"),
     ],
 )
-def test_mistakes_are_told_in_words(env_id, message):
+def test_mistakes_are_told_in_words(env_id, message, tmp_path, monkeypatch):
+    (tmp_path / "lacking.py").write_text(
+        "import gymnasium\nraise gymnasium.error.DependencyNotInstalled('pip install it')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UserError, match=message):
         make(env_id)
+
+
+def test_an_entry_point_that_tells_no_signature_is_no_mistake():
+    """As those of classes in C; what it is given wrong comes out when it is made."""
+    gymnasium.register("test_gymnasium/Untold-v0", entry_point=zip)
+    try:
+        with pytest.raises(UserError, match="cannot be made"):
+            make("test_gymnasium/Untold-v0")
+    finally:
+        gymnasium.registry.pop("test_gymnasium/Untold-v0")
+
+
+class Unspeakable(Exception):
+    def __str__(self):
+        raise ValueError
+
+
+def test_an_error_that_cannot_be_told_is_named():
+    with pytest.raises(UserError, match="cannot be made: Unspeakable: Unspeakable"):
+        gymnasium.register("test_gymnasium/Unspeakable-v0", entry_point=Refusing)
+        try:
+            make("test_gymnasium/Unspeakable-v0")
+        finally:
+            gymnasium.registry.pop("test_gymnasium/Unspeakable-v0")
+
+
+class Refusing(Counter):
+    def __init__(self):
+        raise Unspeakable
 
 
 def test_seeds_make_it_reproducible():
@@ -180,7 +214,7 @@ def test_wrappers_are_laid_over_the_environment():
         ({"vectorization_mode": "threads"}, "not one of sync, async"),
         ({"wrappers": "gymnasium.wrappers:ClipReward"}, "expected a list"),
         ({"wrappers": [{"a": 1}]}, "is no wrapper"),
-        ({"wrappers": ["nowhere:Nothing"]}, "importing nowhere failed"),
+        ({"wrappers": ["nowhere:Nothing"]}, "no module named 'nowhere'"),
         ({"wrappers": ["gymnasium.wrappers:Nothing"]}, "has no 'Nothing'"),
         ({"wrappers": ["NoModule"]}, "write module:Name"),
         ({"wrappers": [{"gymnasium.wrappers:ClipReward": {"nope": 1}}]}, "cannot be made"),

@@ -173,7 +173,8 @@ def test_a_users_encoder_gets_the_nested_observation(module):
     ("name", "words"),
     [
         ("their_encoders:Nope", "no 'Nope'"),
-        ("no_such_module:Own", "importing no_such_module failed"),
+        ("failing_encoders:Own", "importing failing_encoders failed: AttributeError: .*no_such_function"),
+        ("no_such_module:Own", "no module named .no_such_module. can be imported"),
         ("their_encoders:Nameless", "features"),
         ("their_encoders:Broken", "fails on two observations"),
         ("their_encoders:Narrow", r"gives \[2, 2\] for two observations, not \[2, 3\]"),
@@ -182,7 +183,9 @@ def test_a_users_encoder_gets_the_nested_observation(module):
         ("their_encoders:", "names nothing"),
     ],
 )
-def test_an_encoder_that_cannot_be_had_is_told_in_words(module, name, words):
+def test_an_encoder_that_cannot_be_had_is_told_in_words(module, name, words, tmp_path, monkeypatch):
+    (tmp_path / "failing_encoders.py").write_text("import torch\ntorch.no_such_function()\nclass Own: pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UserError, match=words):
         build_encoder([leaf((2,))], TrainConfig(encoder=name))
 

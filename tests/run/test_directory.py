@@ -124,6 +124,15 @@ def test_impossible_names_are_refused_and_leave_nothing(name: str) -> None:
     assert not Path("new").exists()
 
 
+def test_a_working_directory_that_logs_cannot_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nu\udcff").mkdir()
+    monkeypatch.chdir(tmp_path / "nu\udcff")
+    assert "cannot be written" in refused(Path("r"))
+    with pytest.raises(UserError, match="cannot be written"):
+        create()
+    assert os.listdir() == []
+
+
 def test_a_failing_lock_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(folder: Path) -> int:
         raise PermissionError(13, "Permission denied")

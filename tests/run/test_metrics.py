@@ -153,6 +153,14 @@ def test_resume_drops_rows_that_are_none_of_ours(tmp_path: Path, odd: str) -> No
     assert [row["env_steps"] for row in rows(tmp_path)] == ["10", "30"]
 
 
+def test_a_quote_spoils_its_own_line_alone(tmp_path: Path) -> None:
+    log(tmp_path, 10, 20, 30)
+    text = (tmp_path / "metrics.csv").read_text()
+    (tmp_path / "metrics.csv").write_text(text.replace("\n20,", '\n"20,'))
+    log(tmp_path, 40, resume_at=30)
+    assert [row["env_steps"] for row in rows(tmp_path)] == ["10", "30", "40"]
+
+
 def test_resume_before_the_first_row_and_without_a_file(tmp_path: Path) -> None:
     log(tmp_path, 5, resume_at=0)
     log(tmp_path, 6, resume_at=0)

@@ -197,6 +197,11 @@ def test_a_real_run_and_the_folder_it_is_in(tmp_path, capsys):
         ("headless", "headless/config.yaml lacks env and seed"),
         ("foreign", "foreign/config.yaml lacks seed"),
         ("torn", "torn has nothing to show yet"),
+        ("a --out .", ". is a folder; name a file in it"),
+        ("a --out /", "/ is a folder; name a file in it"),
+        ("loop", "loop does not exist"),
+        ("a --out loop", "loop.png cannot be written"),
+        ("numbered", "numbered/config.yaml: 1 is no setting's name"),
     ],
 )
 def test_mistakes(tmp_path, monkeypatch, capsys, arguments, told):
@@ -213,10 +218,45 @@ def test_mistakes(tmp_path, monkeypatch, capsys, arguments, told):
     (tmp_path / "broken" / "config.yaml").write_text("a: [")
     (tmp_path / "headless" / "config.yaml").write_text("gamma: 0.9")
     (tmp_path / "folder.png").mkdir()
+    for loop in ("loop", "loop.png"):
+        (tmp_path / loop).symlink_to(loop)
+    fake(tmp_path / "numbered", returns=[1.0])
+    (tmp_path / "numbered" / "config.yaml").write_text("{env: Classic/CartPole, seed: 1, 1: 2}")
     before = sorted(tmp_path.rglob("*"))
     assert main(["plot", *arguments.split()]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and told in lines[0] and sorted(tmp_path.rglob("*")) == before
+
+
+def test_numbers_and_names_that_matplotlib_would_refuse(tmp_path, recwarn):
+    runs = [
+        fake(tmp_path / "huge", returns=[1.0, 1e308, -1e308], env="gymnasium:E$\\foo$"),
+        fake(tmp_path / "begun", returns=[1.0], steps=[0], lr=0.1),
+        fake(tmp_path / "begun too", returns=[1.0], steps=[0]),
+        fake(tmp_path / "quoted", returns=[1.0, 2.0, 3.0], env="gymnasium:E$\\foo$", lr=0.1),
+    ]
+    quoted = runs[3] / "metrics.csv"
+    quoted.write_text(quoted.read_text().replace(",2.0,1.0", ',"2.0,1.0'))
+    assert find_runs(runs)[3].curve("env-steps", "return")[1].tolist() == [1.0, 3.0]
+    (picture,) = plot(runs, tmp_path / "a.svg")
+    assert "E$\\foo$" in picture.read_text() and not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (([],), "no run is named"),
+        ((["a"], "o", "foo"), "x: 'foo' is not one of"),
+        ((["a"], "o", "env-steps", -1), "smoothing"),
+    ],
+)
+def test_mistakes_in_python(tmp_path, monkeypatch, arguments, told):
+    monkeypatch.chdir(tmp_path)
+    fake(tmp_path / "a", returns=[1.0])
+    runs, out, x, smoothing = (*arguments, *("o", "env-steps", 0.05)[len(arguments) - 1 :])
+    with pytest.raises(UserError, match=told):
+        plot(runs, out, x=x, smoothing=smoothing)
+    assert len(plot("a", "b.png")) == 1
 
 
 def test_a_single_row_and_odd_cells_are_no_trouble(tmp_path):

@@ -317,6 +317,11 @@ def test_a_setting_that_fails_is_told_and_the_others_go_on(tmp_path):
         ('--space {"lr":[0.1]} --seed 3', "--seed is set by the sweep"),
         ('--space {"lr":[0.1]} --num-envs auto', "--num-envs: auto would choose anew for each run"),
         ('--space {"lr":[0.1]} --env Nope', "unknown environment 'Nope'"),
+        ('--space {"lr":[0.1],"lr":[0.2]}', "--space: 'lr' stands there twice"),
+        ('--space {"lr":[0.1]} --device cuda:99', "--device: 'cuda:99' is not there"),
+        ('--space {"lr":[0.1]} --encoder nowhere:Own', "--encoder: no module named 'nowhere'"),
+        ('--space {"lr":[0.1]} --env torch:nowhere:Own', "no module named 'nowhere'"),
+        ('--space {"lr":[0.1]} --env-kwargs {"a":1}', "env_kwargs.a: CartPole-v1 has no such option"),
         ('--space {"lr":[0.1]} --sweep-dir taken', "taken is not empty and holds no sweep"),
     ],
 )
@@ -344,18 +349,32 @@ def test_a_sweeps_folder_may_be_called_anything(tmp_path, pretended, name):
 
 
 def test_a_sweep_of_which_nothing_could_be_run_has_failed(tmp_path, capsys):
-    command = [
-        "sweep",
-        "--env",
-        "torch:nowhere:Nothing",
-        "--space",
-        '{"lr":[1e-3]}',
-        "--sweep-dir",
-        str(tmp_path / "s"),
-    ]
-    assert main([*command, "--quiet"]) == 1
+    assert main(["sweep", "--space", '{"sde":[true]}', "--sweep-dir", str(tmp_path / "s"), "--quiet"]) == 1
     told = capsys.readouterr()
-    assert not told.out and "no setting came to an end" in told.err and "torch:nowhere:Nothing: " in told.err
+    assert not told.out and "no setting came to an end" in told.err and "sde: it is for real-valued" in told.err
+
+
+def test_a_sampler_that_there_is_not_is_refused(tmp_path):
+    with pytest.raises(UserError, match="sampler: 'gird' is not one of grid, random, tpe. Did you mean grid"):
+        sweep(quick(), GRID, tmp_path / "s", sampler="gird", trials=1)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("summary", ["[]", "{", '{"status": "done"}', '{"status": "done", "env_steps": "x"}'])
+def test_a_summary_that_is_none_is_of_no_account(tmp_path, pretended, monkeypatch, summary):
+    train = module.train
+
+    def interrupted(config, **options):
+        config.run_dir.mkdir(parents=True)
+        (config.run_dir / "summary.json").write_text(summary)
+        monkeypatch.setattr(module, "train", train)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(quick(), {"lr": [1e-3]}, tmp_path / "s")
+    (trial,) = sweep(quick(), {"lr": [1e-3]}, tmp_path / "s")
+    assert trial.state == "complete"
 
 
 def test_a_sweep_that_others_are_at_work_on_has_not_failed(tmp_path, monkeypatch):
