@@ -129,8 +129,8 @@ class TrainConfig:
     """How real-valued actions are kept within bounds: drawn from a normal distribution and clipped, or squashed by
     tanh."""
     bounds_coef: NonNegative = 0.0
-    """Weight of the squared distance by which the means of clipped actions lie beyond their bounds, in units of half
-    their range: out there nothing tells one mean from another, and it drifts."""
+    """Weight of the squared distance by which the means of clipped actions lie beyond their bounds (in units of half
+    their range, if both are finite): out there nothing tells one mean from another, and they drift."""
     sde: bool = False
     """Explore real-valued actions by noise that depends on the state and stays for a while (gSDE)."""
     sde_interval: Whole = 0
@@ -182,8 +182,6 @@ class TrainConfig:
         if ":" not in self.encoder and self.encoder not in ENCODERS:
             known = f"{', '.join(ENCODERS)}, nor a class of yours as module:Class"
             raise UserError(f"encoder: {show(self.encoder)} is none of {known}.{did_you_mean(self.encoder, ENCODERS)}")
-        if self.bounds_coef and self.action_bounds == "squash":
-            raise UserError("bounds_coef: squashed actions are never beyond their bounds; give 0, or clip them.")
         if self.deterministic and self.num_envs == "auto":
             raise UserError("deterministic: --num-envs auto goes by what is fast; give a number.")
         if not self.env.strip():

@@ -32,15 +32,17 @@ def load(name: str, where: str) -> Any:
         return getattr(found, attribute)
     except AttributeError:
         raise UserError(f"{where}: the module {module} has no {attribute!r}.") from None
+    except RAISED as error:  # a module may import what it is asked for, and fail at that
+        raise UserError(f"{where}: importing {name} failed: {told(error)}") from None
 
 
 def imported(module: str, where: str) -> ModuleType:
     """The module of that name; raises `UserError`, beginning with `where`, for one that is missing or fails."""
     try:
         return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise UserError(f"{where}: no module named {error.name!r} can be imported.") from None
     except RAISED as error:  # a user's module can raise anything while it is imported
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            raise UserError(f"{where}: no module named {error.name!r} can be imported.") from None
         raise UserError(f"{where}: importing {module} failed: {told(error)}") from None
 
 
@@ -50,4 +52,5 @@ def told(error: Exception | SystemExit) -> str:
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     if frames and Path(frames[-1].filename).parent.name == "vector":  # Gymnasium's, telling of another process
         place = ""
-    return f"{type(error).__name__}: {one_line(error)}{place}"
+    kind, text = type(error).__name__, one_line(error)
+    return (kind if text == kind else f"{kind}: {text}") + place

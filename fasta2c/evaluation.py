@@ -20,7 +20,7 @@ from fasta2c.envs.ids import resolve
 from fasta2c.envs.make import TRAINING_ONLY, VectorEnvs, make_host_envs
 from fasta2c.envs.pictures import make_drawn_envs
 from fasta2c.errors import UserError
-from fasta2c.fields import Count, Seed, check
+from fasta2c.fields import Count, Seed, check, checked
 from fasta2c.policy import Policy, load_policy
 from fasta2c.run.progress import Progress
 from fasta2c.stats import bootstrap_interval
@@ -81,16 +81,13 @@ def evaluate(
         progress: show how many games have ended.
 
     Raises:
-        UserError: no such run, a checkpoint that cannot be used, a count below 1, or options that the environment
-            does not take or that change what is observed.
+        UserError: no such run or device, a checkpoint that cannot be used, a count, seed or option that cannot be, or
+            options that the environment does not take or that change what is observed.
     """
-    for name, value, hint in (
-        ("episodes", episodes, Count),
-        ("num_envs", num_envs, Count | None),
-        ("seed", seed, Seed | None),
-        ("env_kwargs", env_kwargs, dict | None),
-    ):
-        check(name, value, hint)
+    episodes = checked("episodes", episodes, Count)
+    num_envs, seed = checked("num_envs", num_envs, Count | None), checked("seed", seed, Seed | None)
+    if env_kwargs is not None:
+        check("env_kwargs", dict(env_kwargs) if isinstance(env_kwargs, Mapping) else env_kwargs, dict[str, Any])
     policy = load_policy(run_dir, checkpoint=checkpoint, device=device, seed=seed)
     envs = make_eval_envs(policy.config, min(episodes, num_envs or 32), policy.device, seed, env_kwargs=env_kwargs)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import operator
 import reprlib
 import types
 import typing
@@ -71,7 +72,17 @@ def convert(value: Any, hint: Any) -> Any:
     if type(value) is int and accepts(hint, float) and not accepts(hint, int):
         with contextlib.suppress(OverflowError):  # too large a number is refused in words
             return float(value)
+    if not isinstance(value, int) and accepts(hint, int):
+        with contextlib.suppress(TypeError):  # numpy's whole numbers
+            return operator.index(value)
     return tuple(value) if isinstance(value, list) and accepts(hint, tuple) else value
+
+
+def checked(name: str, value: Any, hint: Any) -> Any:
+    """`value` as `convert` has it; raises `UserError` as `check` does."""
+    value = convert(value, hint)
+    check(name, value, hint)
+    return value
 
 
 def kind_of(value: Any) -> str:
@@ -97,7 +108,7 @@ def check(name: str, value: Any, hint: Any) -> None:
         check(name, value, options[0])
         for bounds in options[1:]:
             if isinstance(bounds, Range) and not bounds.holds(value):
-                most = f"; {LARGEST} is the most" if LARGEST < abs(value) < math.inf == bounds.high else ""
+                most = f"; {LARGEST} is the most" if bounds.high == math.inf and LARGEST < abs(value) < math.inf else ""
                 raise UserError(f"{name}: {show(value)} is out of range; it must be {bounds}{most}.")
     elif origin in (typing.Union, types.UnionType):
         words = next((typing.get_args(o) for o in options if typing.get_origin(o) is Literal), ())

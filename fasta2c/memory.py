@@ -94,14 +94,14 @@ def needs(model: ActorCritic, spec: EnvSpec, num_envs: int, num_steps: int, *, s
 
 @contextlib.contextmanager
 def for_network() -> Iterator[None]:
-    """Raise `UserError` where memory runs out inside, which makes the network: its width is at fault, nothing else."""
+    """Raise `UserError` where memory runs out inside, which makes the network."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         raise UserError(
-            "out of memory: the network alone is too large; take smaller --hidden-sizes or --recurrent-size."
+            "out of memory: the network does not fit in what is free; take smaller --hidden-sizes or --recurrent-size."
         ) from None
 
 

@@ -86,7 +86,7 @@ def sweep(config: TrainConfig, device: torch.device, *, seconds: float) -> Itera
             break
         try:
             trials.append(_try(config, device, {"num_envs": num_envs}))
-        except (MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError, UserError) as error:
             if not trials or not is_out_of_memory(error):
                 raise
             break  # so many do not fit; those before do

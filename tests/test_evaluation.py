@@ -1,5 +1,7 @@
 """Evaluation plays whole, unclipped games and favours none for being short."""
 
+import types
+
 import numpy as np
 import pytest
 import torch
@@ -133,9 +135,16 @@ def test_options_that_change_what_is_observed_are_refused(tmp_path):
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(tmp_path, wrong):
-    run = train(TrainConfig(num_envs=2, total_steps=32, quiet=True, run_dir=tmp_path / "run")).run_dir
+    if "device" in wrong:
+        train(TrainConfig(num_envs=2, total_steps=32, quiet=True, run_dir=tmp_path / "run"))
     with pytest.raises(UserError, match=f"^{next(iter(wrong))}: "):
-        evaluate(run, **wrong)
+        evaluate(tmp_path / "run", **wrong)
+
+
+def test_numpys_numbers_and_any_mapping_are_taken(tmp_path):
+    run = train(TrainConfig(num_envs=2, total_steps=32, quiet=True, run_dir=tmp_path / "run")).run_dir
+    options = types.MappingProxyType({"max_episode_steps": 9})
+    assert evaluate(run, episodes=np.int64(2), seed=np.uint32(7), env_kwargs=options).mean_length <= 9
 
 
 def test_the_runs_own_seed_is_meant_where_none_is_given(tmp_path):

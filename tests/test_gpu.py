@@ -112,8 +112,9 @@ def parameters_after(updates, **settings):
 
 
 EVERY_KIND = [
-    pytest.param({"env": "Classic/Pendulum", "sde": True, "bounds_coef": 1e-3, "normalize_rewards": True}),
+    pytest.param({"env": "Classic/Pendulum", "sde": True, "normalize_observations": True, "normalize_rewards": True}),
     pytest.param({"env": "Classic/Pendulum", "action_bounds": "squash", "shared": False}),
+    pytest.param({"env": "Classic/Pendulum", "bounds_coef": 0.1, "num_minibatches": 4, "num_epochs": 2}),
     pytest.param({"env": "MiniGrid/Empty-5x5", "recurrent": "gru"}),
     pytest.param({"env": "Jumanji/BinPack", "recurrent": "lstm", "shared": False}),
     pytest.param({"env": "Jumanji/Cleaner", "encoder": "small-cnn"}),

@@ -84,9 +84,15 @@ def test_a_rollout_that_cannot_fit_is_refused_before_environments_are_made(tmp_p
 @pytest.mark.parametrize("recurrent", ["none", "gru"])
 def test_a_network_that_cannot_fit_is_told_by_its_width(tmp_path, recurrent):
     wanted = TrainConfig(
-        hidden_sizes=(4 * 10**6, 10**7), recurrent=recurrent, recurrent_size=10**7, run_dir=tmp_path / "run", quiet=True
+        hidden_sizes=(4 * 10**6, 10**7) if recurrent == "none" else (64, 64),
+        recurrent=recurrent,
+        recurrent_size=10**7,
+        run_dir=tmp_path / "run",
+        quiet=True,
     )
-    with pytest.raises(UserError, match="^out of memory: the network alone is too large; take smaller --hidden-sizes"):
+    with pytest.raises(
+        UserError, match="^out of memory: the network does not fit in what is free; take smaller --hidden-sizes"
+    ):
         train(wanted)
     assert not (tmp_path / "run").exists()
 

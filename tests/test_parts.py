@@ -245,9 +245,7 @@ def test_steps_of_the_critic_alone_need_one_alone():
         make_envs(TrainConfig(critic_updates=2), torch.device("cpu"))
 
 
-def test_a_loss_of_bounds_needs_actions_that_are_clipped():
-    with pytest.raises(UserError, match="bounds_coef: squashed actions"):
-        TrainConfig(bounds_coef=1e-3, action_bounds="squash")
+def test_a_loss_of_bounds_needs_real_valued_actions():
     config = TrainConfig(env="Classic/CartPole", num_envs=2, bounds_coef=1e-3)
     envs = make_envs(config, torch.device("cpu"))
     with pytest.raises(UserError, match="bounds_coef: it is for real-valued actions"):

@@ -68,17 +68,22 @@ def test_trials_that_would_take_too_long_are_left_out(monkeypatch):
     assert speeds.numbers(LONG, seconds=10) == [16, 64]
 
 
-def test_numbers_that_do_not_fit_into_memory_end_the_search(monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("CUDA out of memory. Tried to allocate 9 GiB"), UserError("out of memory: 4,096 environments take…")],
+    ids=["device", "before"],
+)
+def test_numbers_that_do_not_fit_into_memory_end_the_search(monkeypatch, error):
     def attempt(config, device, settings):
         if settings["num_envs"] > fits:
-            raise RuntimeError("CUDA out of memory. Tried to allocate 9 GiB")
+            raise error
         return Trial(settings, settings["num_envs"], 0.0)
 
     monkeypatch.setattr(tune, "_try", attempt)
     fits = 64
     assert max(t.settings["num_envs"] for t in sweep(LONG, CPU, seconds=100)) == 64
     fits = 1
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(type(error), match="out of memory"):
         list(sweep(LONG, CPU, seconds=100))
 
 

@@ -85,7 +85,6 @@ class EnvPoolEnvs(HostEnvs):
         self.spec: EnvSpec = look_up_spec(env_id, options)
         self._env_id = env_id
         self._atari = env_id.family == "Atari"
-        self._keeps_limit = _keeps_limit(env_id)
         self._drawn_in_python = render and env_id.family == "Jumanji"
         self.num_envs = num_envs
         self.seeds = seeds
@@ -105,6 +104,8 @@ class EnvPoolEnvs(HostEnvs):
                 )
             except (AssertionError, RuntimeError, ValueError, TypeError, ImportError, OSError) as error:
                 raise UserError(f"{env_id.backend_id}: EnvPool cannot make it: {one_line(error)}") from None
+            # Ends after a limit that is not kept are said to be cuts. (Of one on that very step nothing tells.)
+            self._limit = None if _keeps_limit(env_id) else self._pool.config["max_episode_steps"]
             self.action_space: gymnasium.Space[Any] = self._pool.spec.action_space
         self._keys: list[str] = list(self._pool._state_keys)
         self._layout = self.spec.frames
@@ -128,8 +129,8 @@ class EnvPoolEnvs(HostEnvs):
         """Wait for the step that was sent."""
         state = self._receive()
         done, truncated, rewards = state["done"], state["trunc"], state["reward"]
-        if not self._keeps_limit:
-            truncated = truncated & (state["elapsed_step"] <= self._pool.config["max_episode_steps"])
+        if self._limit is not None:
+            truncated = truncated & (state["elapsed_step"] <= self._limit)
         terminated = done & ~truncated
         scores, game_over = rewards, done
         if self._atari:

@@ -105,6 +105,7 @@ class GymnasiumEnvs(HostEnvs):
         lost = np.zeros(self.num_envs, dtype=np.bool_)
         brought = []
         for part in self._parts:
+            steps = not part.begins
             try:
                 observations, *rest = part.receive(patience)
                 # From processes of their own come numbers as the environment has them: arrays of one, or whole ones.
@@ -113,6 +114,8 @@ class GymnasiumEnvs(HostEnvs):
                     for column, dtype in zip(rest, (np.float32, np.bool_, np.bool_), strict=True)
                 )
                 brought.append((self._layout.pack(self._layout.flatten(observations)), *told))
+                if steps:
+                    part.failures = 0
             except custom.RAISED as error:  # the environment can raise anything
                 self._make_anew(part, error)
                 lost[part.columns] = True

@@ -17,7 +17,7 @@ from fasta2c.envs.gymnasium import GymnasiumEnvs
 from fasta2c.envs.ids import EnvId, resolve
 from fasta2c.envs.torch import TorchEnvs
 from fasta2c.errors import UserError
-from fasta2c.fields import Count, Seed, check
+from fasta2c.fields import Count, Seed, checked
 from fasta2c.spaces import EnvSpec, observation_space
 
 CPU = torch.device("cpu")
@@ -51,11 +51,11 @@ def make_host_envs(
     return envpool.EnvPoolEnvs(env_id, num_envs, seeds=seeds, options=options, num_threads=num_threads, render=render)
 
 
-def look_up_spec(env_id: EnvId, options: dict[str, Any]) -> EnvSpec:
-    """What `env_id` observes and takes; raises `UserError` as the backends say."""
+def look_up_spec(env_id: EnvId, options: dict[str, Any], device: torch.device = CPU) -> EnvSpec:
+    """What `env_id` observes and takes, its tensors on `device`; raises `UserError` as the backends say."""
     if env_id.backend == "envpool":
         return envpool.look_up_spec(env_id, options)
-    envs = make_host_envs(env_id, 1, seeds=[0], options=options)
+    envs = make_host_envs(env_id, 1, seeds=[0], options=options, device=device)
     try:
         return envs.spec
     finally:
@@ -97,10 +97,10 @@ def make_envs(env_id: str, num_envs: int, *, seed: int, device: str = "cpu", **o
         options: the environment's own options, as `--env-kwargs` takes them. No preset is applied.
 
     Raises:
-        UserError: an unknown environment or option, or spaces fasta2c does not take.
+        UserError: an unknown environment, option or device, a number or seed that cannot be, or spaces fasta2c does not
+            take.
     """
-    check("num_envs", num_envs, Count)
-    check("seed", seed, Seed)
+    num_envs, seed = checked("num_envs", num_envs, Count), checked("seed", seed, Seed)
     target = accel.resolve_device(device)
     seeds = spread_seeds(seed, num_envs)
     return VectorEnvs(make_host_envs(resolve(env_id), num_envs, seeds=seeds, options=options, device=target), target)

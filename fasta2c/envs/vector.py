@@ -31,7 +31,7 @@ class Vector:
     def __init__(self, make: Callable[[int], Any], columns: slice, seeds: list[int]) -> None:
         self.columns = columns
         self.failures = 0
-        """How often they failed since they last stepped."""
+        """How often they failed since a step of theirs could be used."""
         self.begins = True
         """Whether the next step begins all games, rather than acts in them."""
         self._make = make
@@ -63,7 +63,6 @@ class Vector:
             raise multiprocessing.TimeoutError
         if not self.begins:
             step = self.envs.step_wait() if elsewhere else self.envs.step(self._actions)
-            self.failures = 0
             return step[:4]
         observations, _ = self.envs.reset_wait() if elsewhere else self.envs.reset(seed=self._seeds)
         self.begins, self._seeds = False, None

@@ -70,5 +70,5 @@ def value_loss_sum(values_B: Tensor, returns_B: Tensor, valid_B: Tensor, value_l
 
 
 def bounds_loss_sum(distribution: Distribution, policy_BP: Tensor, valid_B: Tensor) -> Tensor:
-    """What means beyond their bounds cost, 0-dimensional (as in rl_games); arguments as for `loss_sums`."""
+    """What means beyond their bounds cost, 0-dimensional (rl_games' bounds loss); arguments as for `loss_sums`."""
     return torch.where(valid_B, distribution.excess(policy_BP), 0.0).sum()

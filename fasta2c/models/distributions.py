@@ -219,6 +219,8 @@ class Gaussian(Distribution):
     _low_D: Tensor
     _high_D: Tensor
     _bounded_D: Tensor
+    _least_D: Tensor
+    _most_D: Tensor
     _nodes_Q: Tensor
     _weights_Q: Tensor
 
@@ -226,7 +228,7 @@ class Gaussian(Distribution):
         super().__init__()
         self.log_std = nn.Parameter(torch.full((len(actions.low),), log_std))
         low, high = torch.tensor(actions.low), torch.tensor(actions.high)
-        bounded = torch.isfinite(low) & torch.isfinite(high)
+        bounded = torch.isfinite(low) & torch.isfinite(high) & torch.isfinite(high - low)  # not float32's own ends
         self._env_shape = actions.shape
         self._squash = squash and bool(bounded.any())
         self.heads = len(actions.low)
@@ -236,6 +238,11 @@ class Gaussian(Distribution):
         self.register_buffer("_bounded_D", bounded, persistent=False)
         self.register_buffer("_middle_D", torch.where(bounded, (low + high) / 2, 0.0), persistent=False)
         self.register_buffer("_half_D", torch.where(bounded, (high - low) / 2, 1.0), persistent=False)
+        # The bounds in the units of the means, where means may differ and are clipped there.
+        clipped = (self._half_D > 0) & (not self._squash)
+        for name, bound, none in (("_least_D", low, -math.inf), ("_most_D", high, math.inf)):
+            in_units = torch.where(clipped, (bound - self._middle_D) / self._half_D, none)
+            self.register_buffer(name, in_units, persistent=False)
         # Gauss-Hermite: the entropy that squashing takes away is an expectation under a normal distribution.
         nodes, weights = np.polynomial.hermite_e.hermegauss(32)
         self.register_buffer("_nodes_Q", torch.tensor(nodes, dtype=torch.float32), persistent=False)
@@ -282,11 +289,9 @@ class Gaussian(Distribution):
         return log_probs_BD.sum(dim=-1)
 
     def excess(self, policy_BP: Tensor) -> Tensor:
-        """In the units of the means; nothing for a number without bounds, or with no room between them."""
-        mean_BD, room_D = self.mode(policy_BP), self._half_D > 0
-        low_D = torch.where(room_D, (self._low_D - self._middle_D) / self._half_D, -math.inf)
-        high_D = torch.where(room_D, (self._high_D - self._middle_D) / self._half_D, math.inf)
-        return (mean_BD - mean_BD.clamp(low_D, high_D)).square().sum(dim=-1)
+        """In the units of the means; nothing where actions are squashed, unbounded, or have no room to differ."""
+        mean_BD = self.mode(policy_BP)
+        return (mean_BD - mean_BD.clamp(self._least_D, self._most_D)).square().sum(dim=-1)
 
     def env_actions(self, actions: Tensor) -> Tensor:
         """Real numbers [B, *shape of the environment's action], within its bounds; 0 of these units for NaN."""

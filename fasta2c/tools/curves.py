@@ -87,13 +87,13 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
 
 
 def _runs_below(path: Path) -> list[Path]:
-    """The runs in a folder that is none itself; nothing where `path` is a run, or cannot be looked into."""
+    """The runs in a folder that is none itself; raises `UserError` where `path` cannot be looked into."""
     try:
         if not path.is_dir() or (path / "config.yaml").is_file():
             return []
         return sorted(file.parent for file in path.rglob("config.yaml") if (file.parent / "metrics.csv").exists())
-    except (OSError, ValueError):  # ValueError: a NUL in the name
-        return []
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UserError(f"{path} cannot be read ({reason(error)}).") from None
 
 
 def _read(directory: RunDirectory) -> Run:
@@ -133,7 +133,7 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     groups: dict[tuple[str, str], Group] = {}
     for run in runs:
         setting = {name: value for name, value in run.config.items() if name not in _NO_SETTING}
-        key = str(run.config["env"]), repr([(name, _shown(setting[name])) for name in sorted(setting)])
+        key = str(run.config["env"]), repr([(name, _exact(setting[name])) for name in sorted(setting)])
         groups.setdefault(key, Group(key[0], setting, [])).runs.append(run)
     return list(groups.values())
 
@@ -153,8 +153,12 @@ def names_of(groups: Sequence[Group]) -> list[str]:
 
 
 def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else _exact(value)
+
+
+def _exact(value: Any) -> str:
     try:
-        return f"{value:g}" if isinstance(value, float) else str(value)
+        return repr(value)
     except ValueError:  # Python prints no whole numbers of thousands of digits
         return show(value)
 

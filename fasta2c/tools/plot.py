@@ -68,7 +68,7 @@ def plot(
 
 
 def _files(out: Path) -> list[Path]:
-    if not out.name:
+    if out.name in ("", ".."):
         raise UserError(f"{out} is a folder; name a file in it.")
     files = [out] if out.suffix.lower() in SUFFIXES else [Path(f"{out}{suffix}") for suffix in SUFFIXES[:2]]
     if out.suffix and files != [out]:

@@ -185,10 +185,9 @@ def _checked(space: Mapping[str, Any], config: TrainConfig, sampler: Sampler) ->
 
 def _check_shared(config: TrainConfig, space: Mapping[str, Any]) -> None:
     """Raise `UserError` for what no run could begin with, whatever is tried of `space`."""
-    if "device" not in space:
-        accel.resolve_device(config.device)
+    device = accel.resolve_device("auto" if "device" in space else config.device)
     if "env_kwargs" not in space:
-        look_up_spec(resolve(config.env), config.env_kwargs)
+        look_up_spec(resolve(config.env), config.env_kwargs, device)
     if ":" in config.encoder and "encoder" not in space:
         custom.load(config.encoder, "encoder")
 

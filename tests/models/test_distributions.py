@@ -223,6 +223,16 @@ def test_how_far_means_lie_beyond_their_bounds(means, excess):
     assert torch.isfinite(policy.grad).all() and (policy.grad.abs().sum() > 0) == (excess > 0)
 
 
+@pytest.mark.parametrize(
+    ("bounds", "low", "high"), [("squash", -1.0, 1.0), ("clip", -INF, INF), ("clip", -3.4028235e38, 3.4028235e38)]
+)
+def test_nothing_lies_beyond_bounds_that_there_are_not(bounds, low, high):
+    head = build_distribution(Continuous((1,), (low,), (high,)), bounds=bounds)
+    assert head.excess(torch.tensor([[1000.0, 0.0]])).tolist() == [0]
+    if bounds == "clip":
+        assert head.env_actions(torch.tensor([[0.5]])).tolist() == [[0.5]]
+
+
 def test_gaussian_samples_have_the_moments_asked_for():
     head = build_distribution(BOX)
     drawn = head.sample(torch.tensor([[1.0, -2.0, 0.0, math.log(0.1)]]).expand(100_000, 4), generator())

@@ -174,6 +174,11 @@ def test_a_users_encoder_gets_the_nested_observation(module):
     [
         ("their_encoders:Nope", "no 'Nope'"),
         ("failing_encoders:Own", "importing failing_encoders failed: AttributeError: .*no_such_function"),
+        (
+            "lazy_encoders:Own",
+            "importing lazy_encoders:Own failed: ModuleNotFoundError: No module named 'no_such_module'",
+        ),
+        ("wanting_encoders:Own", "importing wanting_encoders failed: ModuleNotFoundError: install it first"),
         ("no_such_module:Own", "no module named .no_such_module. can be imported"),
         ("their_encoders:Nameless", "features"),
         ("their_encoders:Broken", "fails on two observations"),
@@ -185,6 +190,8 @@ def test_a_users_encoder_gets_the_nested_observation(module):
 )
 def test_an_encoder_that_cannot_be_had_is_told_in_words(module, name, words, tmp_path, monkeypatch):
     (tmp_path / "failing_encoders.py").write_text("import torch\ntorch.no_such_function()\nclass Own: pass\n")
+    (tmp_path / "lazy_encoders.py").write_text("def __getattr__(name):\n    import no_such_module\n")
+    (tmp_path / "wanting_encoders.py").write_text("raise ModuleNotFoundError('install it first')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UserError, match=words):
         build_encoder([leaf((2,))], TrainConfig(encoder=name))

@@ -57,6 +57,11 @@ def test_what_changes_nothing_of_what_is_learnt_is_no_setting(tmp_path, same):
     assert len(group_runs(find_runs(runs))) == 1
 
 
+def test_settings_that_look_alike_are_not_one(tmp_path):
+    runs = [fake(tmp_path / str(gamma), returns=[1.0], gamma=gamma) for gamma in (1.0, 0.9999999)]
+    assert len(group_runs(find_runs(runs))) == 2
+
+
 def test_presets_of_different_environments_are_not_told(tmp_path):
     runs = [
         fake(tmp_path / "a", returns=[1.0, 2.0], env="A", gamma=0.9),
