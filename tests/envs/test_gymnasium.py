@@ -42,10 +42,16 @@ class Counter(gymnasium.Env):
 
 @pytest.fixture(autouse=True, scope="module")
 def registered():
-    gymnasium.register("test_gymnasium/Counter-v0", entry_point=Counter)
-    gymnasium.register("test_gymnasium/Cut-v0", entry_point=Counter, max_episode_steps=2)
+    entry_points = {"Counter": Counter, "Cut": Counter, "Doubled": Doubled, "Boxed": Boxed, "Untold": zip}
+    entry_points |= {"Refusing": Refusing}
+    for name, entry_point in entry_points.items():
+        options = {
+            "max_episode_steps": 2 if name == "Cut" else None,
+            "disable_env_checker": name in ("Doubled", "Boxed"),
+        }
+        gymnasium.register(f"test_gymnasium/{name}-v0", entry_point=entry_point, **options)
     yield
-    for name in ("Counter", "Cut"):
+    for name in entry_points:
         gymnasium.registry.pop(f"test_gymnasium/{name}-v0")
 
 
@@ -72,28 +78,20 @@ class Doubled(Counter):
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_a_reward_that_is_none_ends_the_run_however_often_it_is_made_anew(mode):
-    gymnasium.register("test_gymnasium/Doubled-v0", entry_point=Doubled, disable_env_checker=True)
-    try:
-        envs = make("test_gymnasium/Doubled-v0", 2, restart=True, vectorization_mode=mode)
-        envs.reset()
-        with pytest.raises(RunError, match="It has failed 4 times in a row"):
-            for _ in range(20):
-                envs.step(np.array([5, 5]))
-        envs.close()
-    finally:
-        gymnasium.registry.pop("test_gymnasium/Doubled-v0")
+    envs = make("test_gymnasium/Doubled-v0", 2, restart=True, vectorization_mode=mode)
+    envs.reset()
+    with pytest.raises(RunError, match="It has failed 4 times in a row"):
+        for _ in range(20):
+            envs.step(np.array([5, 5]))
+    envs.close()
 
 
 @pytest.mark.parametrize("num_envs", [1, 2])
 def test_numbers_from_other_processes_may_be_arrays_of_one(num_envs):
-    gymnasium.register("test_gymnasium/Boxed-v0", entry_point=Boxed, disable_env_checker=True)
-    try:
-        envs = make("test_gymnasium/Boxed-v0", num_envs, vectorization_mode="async")
-        envs.reset()
-        rows = [envs.step(np.full(num_envs, 6)) for _ in range(5)]
-        envs.close()
-    finally:
-        gymnasium.registry.pop("test_gymnasium/Boxed-v0")
+    envs = make("test_gymnasium/Boxed-v0", num_envs, vectorization_mode="async")
+    envs.reset()
+    rows = [envs.step(np.full(num_envs, 6)) for _ in range(5)]
+    envs.close()
     assert [row.rewards.tolist() for row in rows] == [[r] * num_envs for r in (6, 6, 6, 0, 6)]
     assert [row.terminated.tolist() for row in rows] == [
         [over] * num_envs for over in (False, False, True, False, False)
@@ -161,12 +159,8 @@ def test_mistakes_are_told_in_words(env_id, message, tmp_path, monkeypatch):
 
 def test_an_entry_point_that_tells_no_signature_is_no_mistake():
     """As those of classes in C; what it is given wrong comes out when it is made."""
-    gymnasium.register("test_gymnasium/Untold-v0", entry_point=zip)
-    try:
-        with pytest.raises(UserError, match="cannot be made"):
-            make("test_gymnasium/Untold-v0")
-    finally:
-        gymnasium.registry.pop("test_gymnasium/Untold-v0")
+    with pytest.raises(UserError, match="cannot be made"):
+        make("test_gymnasium/Untold-v0")
 
 
 class Unspeakable(Exception):
@@ -176,11 +170,7 @@ class Unspeakable(Exception):
 
 def test_an_error_that_cannot_be_told_is_named():
     with pytest.raises(UserError, match=r"cannot be made: Unspeakable \("):
-        gymnasium.register("test_gymnasium/Unspeakable-v0", entry_point=Refusing)
-        try:
-            make("test_gymnasium/Unspeakable-v0")
-        finally:
-            gymnasium.registry.pop("test_gymnasium/Unspeakable-v0")
+        make("test_gymnasium/Refusing-v0")
 
 
 class Refusing(Counter):
