@@ -100,10 +100,9 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def _prepare_streams() -> None:
     """Make stdout and stderr take whatever is written to them."""
-    if sys.stdout is None:  # closed by whoever started us
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as Python runs
-    if sys.stderr is None:  # what is printed to None is printed to stdout
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - as above
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us; what is printed to None is printed to stdout
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as Python runs
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may not know ± or a folder's name

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fasta2c.errors import UserError, did_you_mean
-from fasta2c.fields import Count, Finite, NonNegative, Positive, Range, Seed, Unit, Whole, check, convert, show
+from fasta2c.fields import Count, Finite, NonNegative, Positive, Range, Seed, Unit, Whole, checked, show
 
 ENCODERS = ("auto", "mlp", "nature-cnn", "impala", "small-cnn")
 Schedule = Literal["constant", "linear", "cosine"]
@@ -175,8 +175,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, hint in _hints().items():
-            object.__setattr__(self, name, convert(getattr(self, name), hint))
-            check(name, getattr(self, name), hint)
+            object.__setattr__(self, name, checked(name, getattr(self, name), hint))
         if not (self.device in ("auto", "cpu", "cuda") or _is_cuda_index(self.device)):
             raise UserError(f"device: {show(self.device)} is not one of auto, cpu, cuda, cuda:N.")
         if ":" not in self.encoder and self.encoder not in ENCODERS:
@@ -267,12 +266,10 @@ def from_plain(values: Mapping[str, Any], source: str) -> dict[str, Any]:
         if key not in hints:
             hint = did_you_mean(key, hints) if isinstance(key, str) else ""
             raise UserError(f"{source}: unknown key {show(key)}.{hint}")
-        value = convert(value, hints[key])
         try:
-            check(key, value, hints[key])
+            arguments[key] = checked(key, value, hints[key])
         except UserError as error:
             raise UserError(f"{source}: {error}") from None
-        arguments[key] = value
     return arguments
 
 

@@ -203,17 +203,18 @@ class Learner:
         self._optimizer.zero_grad(set_to_none=True)
         learnt = (rollout.actions_TE, advantages_TE, targets_TE, rollout.valid_TE)
         for (rows, part), policy_BP, values_B in forwards:
+            samples = [x[rows, part].flatten(0, 1) for x in learnt]
             sums = loss_sums(
                 self._model.distribution,
                 policy_BP,
                 values_B,
-                *(x[rows, part].flatten(0, 1) for x in learnt),
+                *samples,
                 value_loss=self._config.value_loss,
             )
             loss = sums.policy + self._config.vf_coef * sums.value - self._ent_coef * sums.entropy
             if self._config.bounds_coef:
-                valid_B = rollout.valid_TE[rows, part].flatten()
-                loss = loss + self._config.bounds_coef * bounds_loss_sum(self._model.distribution, policy_BP, valid_B)
+                excess = bounds_loss_sum(self._model.distribution, policy_BP, samples[-1])
+                loss = loss + self._config.bounds_coef * excess
             (loss / count.clamp_min(1)).backward()
             totals += torch.stack(sums).detach()
         totals = sum_gradients(self._parameters, totals, self._ranks)

@@ -65,7 +65,7 @@ def check_output(path: Path) -> None:
         if not path.parent.is_dir():
             raise UserError(f"{path.parent} is no folder; make it first, or name another file.")
         if not os.access(path.parent, os.W_OK):
-            raise UserError(f"{path} cannot be written ({path.parent} is read-only); name another.")
+            raise UserError(f"{path.parent} cannot be written; name another file.")
         if _is_of_a_run(Path(os.path.realpath(path))):  # `resolve` raises RuntimeError for links in a circle
             raise UserError(f"{path} is a file of a run's own; name another.")
         with contextlib.suppress(FileNotFoundError):

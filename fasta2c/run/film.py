@@ -51,8 +51,6 @@ def check_film(path: Path) -> None:
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{path} must end in {' or '.join(SUFFIXES)}.")
     check_output(path)
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"{path.parent} cannot be written; name another file.")
     check_ffmpeg()
 
 
