@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fasta2c.errors import UserError
+from fasta2c.fields import check
 
 FormatName = Literal["onnx", "torchscript", "pt2"]
 # A file as a function of its tensors, in order.
@@ -42,8 +43,9 @@ def choose(name: FormatName | Literal["auto"], out: Path | None = None) -> Forma
     """The format that is meant by its `name`, or by the ending of the file `out`.
 
     Raises:
-        UserError: the ending says nothing, or something else.
+        UserError: there is no such format, or the ending says nothing, or something else.
     """
+    check("format", name, Literal["auto", FormatName])
     ending = out.suffix.lower() if out is not None else ""
     told = next((name for name, kind in FORMATS.items() if ending in kind.endings), None)
     if name == "auto":

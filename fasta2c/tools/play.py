@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from fasta2c.errors import UserError
 from fasta2c.evaluation import EvalResult, Games, check_fit, counted_on, make_eval_envs, play
+from fasta2c.fields import Range, check
 from fasta2c.policy import load_policy
 from fasta2c.run.film import Film, check_film, tiled
 from fasta2c.run.progress import Progress
-
-MOST_ENVS = 64
 
 
 @dataclass(frozen=True)
@@ -60,14 +59,14 @@ def record(
         progress: show how many games have ended.
 
     Raises:
-        UserError: no such run, a file that cannot be made, an environment that cannot be drawn, or options that it
-            does not take or that change what is observed.
+        UserError: numbers out of range, no such run, a file that cannot be made, an environment that cannot be drawn,
+            or options that it does not take or that change what is observed.
         RunError: the film cannot be written to its end.
     """
     out = Path(out)
     check_film(out)
-    if not 1 <= num_envs <= MOST_ENVS:
-        raise UserError(f"num_envs: {num_envs} is out of range; it must be from 1 to {MOST_ENVS}.")
+    check("num_envs", num_envs, Annotated[int, Range(1, 64)])
+    check("fps", fps, Annotated[float, Range(0.1, 240)] | None)
     if episodes < num_envs:
         raise UserError(f"episodes: {episodes} for {num_envs} environments; each needs one to show.")
     policy = load_policy(run_dir, checkpoint=checkpoint, device=device, seed=seed)

@@ -28,13 +28,7 @@ class PlayFlags(PlayerFlags):
     """Write score and step below each picture."""
 
     def __post_init__(self) -> None:
-        limits = {
-            "episodes": Range(1, 10**6),
-            "num_envs": Range(1, 64),
-            "seed": Range(0, 2**62),
-            "fps": Range(0.1, 240),
-        }
-        check_ranges(self, limits)
+        check_ranges(self, {"episodes": Range(1, 10**6), "seed": Range(0, 2**62)})
 
 
 def run(argv: list[str]) -> None:

@@ -266,6 +266,14 @@ def test_missing_packages_are_named(run, tmp_path, monkeypatch):
         export(run, tmp_path / "a.onnx")
 
 
+@pytest.mark.parametrize("out", [None, "policy.onnx"])
+def test_a_format_that_there_is_not_in_python(run, tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^format: 'tflite' is not one of auto, onnx, torchscript, pt2\.$"):
+        export(run, out, format="tflite")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -223,6 +223,13 @@ def test_mistakes(run, tmp_path, monkeypatch, capsys, flags, told):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("wrong", [{"fps": 0}, {"fps": "fast"}, {"fps": float("nan")}, {"num_envs": 0}])
+def test_mistakes_in_python(run, tmp_path, wrong):
+    with pytest.raises(UserError, match=rf"^{next(iter(wrong))}: "):
+        record(run, tmp_path / "a.mp4", **wrong)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command_line_says_what_it_made(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["play", str(run)]) == 0
