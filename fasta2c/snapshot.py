@@ -51,6 +51,18 @@ def take(parts: Parts, config: TrainConfig, device: torch.device, ranks: Ranks) 
     }
 
 
+def check(parts: Parts, config: TrainConfig) -> None:
+    """Raise `UserError` if environments or an encoder that a user has written tell what a checkpoint cannot hold."""
+    theirs: list[tuple[str, Any]] = [(config.env, parts.collector)]
+    if ":" in config.encoder:
+        theirs.append((f"encoder {config.encoder}", parts.model))
+    for whose, part in theirs:
+        try:
+            checkpoint.serialise(part.state_dict())
+        except TypeError as error:
+            raise UserError(f"{whose}: its state_dict cannot be saved: {error}") from None
+
+
 def _check_alike(parts: Parts, ranks: Ranks) -> None:
     """Raise `RunError` unless all ranks have the same parameters: nothing but equal arithmetic keeps them so."""
     digest = hashlib.sha256()

@@ -19,7 +19,7 @@ from fasta2c.config import TrainConfig, check_resumable, from_plain
 from fasta2c.distributed import ALONE, Ranks
 from fasta2c.envs.base import HostEnvs
 from fasta2c.envs.torch import TorchEnvs
-from fasta2c.errors import RunError, Stopped, UserError, is_out_of_memory, warn
+from fasta2c.errors import RunError, Stopped, is_out_of_memory, warn
 from fasta2c.graphs import warm_up_updates
 from fasta2c.parts import assemble, make_envs
 from fasta2c.policy import Policy, load_parameters, load_state
@@ -129,14 +129,7 @@ class Trainer:
             self._sideshow.check()
             if config.wandb:
                 wandb.check()
-        theirs: list[tuple[str, Any]] = [(config.env, self.collector)]
-        if ":" in config.encoder:
-            theirs.append((f"encoder {config.encoder}", self.parts.model))
-        for whose, part in theirs:
-            try:
-                checkpoint.serialise(part.state_dict())
-            except TypeError as error:
-                raise UserError(f"{whose}: its state_dict cannot be saved: {error}") from None
+        snapshot.check(self.parts, config)
 
         below = None if _working_directory() == here else here  # where an environment has changed it
         self.update = 0
