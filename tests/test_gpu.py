@@ -153,6 +153,7 @@ def test_recorded_graphs_compute_what_plain_calls_compute(env, optimizer, env_gr
     torch.testing.assert_close(recorded_metrics, plain_metrics, rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
+@pytest.mark.skipif(not torch.distributed.is_nccl_available(), reason="needs NCCL")
 def test_messages_are_recorded_with_the_update_and_nccl_ends():
     """As far as one GPU can show it. What NCCL has been recorded by must be let go of first, or it never ends."""
     script = "import rank_work; rank_work.learns_alone('cuda')"

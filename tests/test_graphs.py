@@ -1,12 +1,8 @@
-"""Recording, on a CPU: what a CUDA graph replays is stood in for by the tensor operations of one call, done again.
-
-As with a CUDA graph, a replay runs no Python: what was a number when it was recorded stays that number, and what it
-reads and writes are the tensors of that call.
-"""
+"""Recorded work, on a CPU: what a CUDA graph replays is stood in for by the tensor operations of one call."""
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from recording import Recording
 
 from fasta2c.config import TrainConfig
 from fasta2c.distributed import ALONE
@@ -17,56 +13,26 @@ from fasta2c.parts import assemble, make_envs
 CPU = torch.device("cpu")
 
 
-class Recording(TorchDispatchMode):
-    """Every operation done inside, with its arguments and the tensors it returned."""
-
-    def __init__(self):
-        super().__init__()
-        self.operations = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        self.operations.append((func, args, kwargs or {}, result))
-        return result
-
-    @torch.no_grad()
-    def replay(self):
-        for func, args, kwargs, result in self.operations:
-            again = func(*args, **kwargs)
-            if func.namespace == "c10d":  # what ranks do together is under way
-                again[1].wait()
-            for place, tensor in zip(flat(result), flat(again), strict=True):
-                place.data.copy_(tensor)
-
-
-def flat(result):
-    return [x for x in (result if isinstance(result, (tuple, list)) else [result]) if isinstance(x, torch.Tensor)]
-
-
 class StandIn(Graphs):
-    """Records operations on a CPU. What computes while it is recorded is not done again by the first replay."""
+    """Records operations on a CPU."""
 
     def __init__(self, device, *, enabled=True, generators=()):
         super().__init__(device)
         self.enabled = enabled
-        self.replays = 0
+        self.recordings = []
+
+    @property
+    def replays(self):
+        return sum(recording.replays for recording in self.recordings)
 
     def warm_up(self, work):
         return work()
 
     def record(self, work):
-        with Recording() as recording:
+        self.recordings.append(Recording())
+        with self.recordings[-1] as recording:
             result = work()
-        done = [True]
-
-        def replay():
-            if done:
-                done.clear()
-            else:
-                self.replays += 1
-                recording.replay()
-
-        return replay, result
+        return recording.replay, result
 
 
 def run(updates, graphs, monkeypatch, ranks=ALONE, **settings):

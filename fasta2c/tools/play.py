@@ -11,7 +11,7 @@ import numpy as np
 
 from fasta2c.errors import UserError
 from fasta2c.evaluation import EvalResult, Games, check_fit, counted_on, make_eval_envs, play
-from fasta2c.fields import Range, check
+from fasta2c.fields import Range, checked
 from fasta2c.policy import load_policy
 from fasta2c.run.film import Film, check_film, tiled
 from fasta2c.run.progress import Progress
@@ -65,8 +65,8 @@ def record(
     """
     out = Path(out)
     check_film(out)
-    check("num_envs", num_envs, Annotated[int, Range(1, 64)])
-    check("fps", fps, Annotated[float, Range(0.1, 240)] | None)
+    num_envs = checked("num_envs", num_envs, Annotated[int, Range(1, 64)])
+    fps = checked("fps", fps, Annotated[float, Range(0.1, 240)] | None)
     if episodes < num_envs:
         raise UserError(f"episodes: {episodes} for {num_envs} environments; each needs one to show.")
     policy = load_policy(run_dir, checkpoint=checkpoint, device=device, seed=seed)
