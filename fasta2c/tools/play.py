@@ -11,7 +11,7 @@ import numpy as np
 
 from fasta2c.errors import UserError
 from fasta2c.evaluation import EvalResult, Games, check_fit, counted_on, make_eval_envs, play
-from fasta2c.fields import Range, checked
+from fasta2c.fields import Count, Range, Seed, checked
 from fasta2c.policy import load_policy
 from fasta2c.run.film import Film, check_film, tiled
 from fasta2c.run.progress import Progress
@@ -65,6 +65,7 @@ def record(
     """
     out = Path(out)
     check_film(out)
+    episodes, seed = checked("episodes", episodes, Count), checked("seed", seed, Seed | None)
     num_envs = checked("num_envs", num_envs, Annotated[int, Range(1, 64)])
     fps = checked("fps", fps, Annotated[float, Range(0.1, 240)] | None)
     if episodes < num_envs:

@@ -223,7 +223,9 @@ def test_mistakes(run, tmp_path, monkeypatch, capsys, flags, told):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("wrong", [{"fps": 0}, {"fps": "fast"}, {"fps": float("nan")}, {"num_envs": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"fps": 0}, {"fps": "fast"}, {"fps": float("nan")}, {"num_envs": 0}, {"episodes": "3"}, {"seed": -1}]
+)
 def test_mistakes_in_python(run, tmp_path, wrong):
     with pytest.raises(UserError, match=rf"^{next(iter(wrong))}: "):
         record(run, tmp_path / "a.mp4", **wrong)
