@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from fasta2c.models.encoders import is_convolutional
 from fasta2c.policy import build_model
 from fasta2c.rollout.buffer import RolloutBuffer
 from fasta2c.rollout.collector import Collector, Exchange
+from fasta2c.rollout.passes import Passes
 from fasta2c.rollout.reuse import decide
 from fasta2c.spaces import Choices
 from fasta2c.timing import PhaseTimer
@@ -129,14 +129,11 @@ def assemble(
     optimizer = build_optimizer(model, config)
     generator = torch.Generator(device).manual_seed(ranks.seed(config.seed))
     timer = PhaseTimer()
-    compiled = partial(accel.maybe_compile, enabled=config.compile)
-    forward = compiled(model)
     micro_batch = accel.micro_batch(config.micro_batch, device, convolutional=model.convolutional)
     minibatch = config.num_steps * num_envs // num_minibatches
     at_least = config.num_steps if model.memory is not None else 1  # through which a network with memory is unrolled
     needs = memory.needs(model, spec, num_envs, config.num_steps, samples=max(min(micro_batch, minibatch), at_least))
     memory.check(needs)
-    unroll = compiled(model.unroll) if model.memory is not None else None
     buffer = RolloutBuffer(config.num_steps, num_envs, spec, device, state_size=model.state_size)
     reuse = decide(
         config.reuse_forward,
@@ -149,19 +146,17 @@ def assemble(
     )
     # The graph that autograd keeps is made by the calls themselves, which a recording would not make again.
     graphs = Graphs(device, enabled=not reuse.keep, generators=[generator])
-    policy_and_values = (compiled(model.policy), compiled(model.values)) if reuse.critic else None
+    passes = Passes.of(model, compiled=config.compile, values_later=reuse.critic)
     with resetting or nullcontext():
         collector = Collector(
             envs,
-            forward,
+            passes,
             model.distribution,
             buffer,
             generator=generator,
             micro_batch=micro_batch,
             timer=timer,
             graphs=graphs,
-            policy=policy_and_values[0] if policy_and_values else None,
-            unroll=unroll,
             sde_interval=config.sde_interval,
             keep_log_probs=num_minibatches * config.num_epochs > 1,
             keep_graph=reuse.keep,
@@ -173,14 +168,7 @@ def assemble(
         model,
         optimizer,
         config,
-        forwards=Forwards(
-            model,
-            forward=forward,
-            micro_batch=micro_batch,
-            policy_and_values=policy_and_values,
-            unroll=unroll,
-            keep_graph=reuse.later,
-        ),
+        forwards=Forwards(passes, model.distribution, micro_batch=micro_batch, keep_graph=reuse.later),
         micro_batch=micro_batch,
         threads=threads,
         graphs=graphs,

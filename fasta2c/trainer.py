@@ -19,7 +19,8 @@ from fasta2c.config import TrainConfig, check_resumable, from_plain
 from fasta2c.distributed import ALONE, Ranks
 from fasta2c.envs.base import HostEnvs
 from fasta2c.envs.torch import TorchEnvs
-from fasta2c.errors import RunError, Stopped, is_out_of_memory, warn
+from fasta2c.errors import RunError, Stopped, is_out_of_memory
+from fasta2c.faults import Faults
 from fasta2c.graphs import warm_up_updates
 from fasta2c.parts import assemble, make_envs
 from fasta2c.policy import Policy, load_parameters, load_state
@@ -32,8 +33,6 @@ from fasta2c.run.signals import SignalWatch
 from fasta2c.run.watchdog import Watchdog
 from fasta2c.sideshow import Sideshow
 
-# With --on-nan skip, so many updates in a row without one that could be applied end the run.
-SKIPS_IN_A_ROW = 10
 # With several ranks, how long a signal may wait for Python: a process that takes longer is taken to be stuck, waiting
 # on its GPU for a rank that has gone, and ended.
 HEARING_SECONDS = 10.0
@@ -83,11 +82,7 @@ class Trainer:
         state: dict[str, Any] | None = None
         file, older = None, False
         if resume is not None:
-            folder = checkpoint.run_of(resume)
-            self.directory = RunDirectory.open(folder, lock=True) if ranks.leads else RunDirectory(folder)
-            resources.callback(self.directory.close)
-            read = (*snapshot.read(resume, RESUMED), resume.is_file()) if ranks.leads else None
-            file, state, older = ranks.broadcast_object(read)
+            file, state, older = self._open(resume, resources)
             saved = from_plain(state["config"], str(file))
             config = config.with_preset(saved)
             check_resumable(config, TrainConfig(**saved))
@@ -97,21 +92,15 @@ class Trainer:
             config.device, local_rank=ranks.local_rank, local_world_size=ranks.local_world_size
         )
         self.resumes = state["resumes"] + 1 if state is not None else 0
-
         self._quiet = config.quiet or not ranks.leads
-        if isinstance(config.num_envs, int) and config.num_envs >= 256:  # 10 s for as many emulators on two cores
-            Progress(0, quiet=self._quiet).say(f"making {config.num_envs:,} environments")
-        # A resumed run starts new games: with other seeds, so that it does not replay the old ones.
-        envs = make_envs(config, self.device, stream=self.resumes, ranks=ranks)
-        for group in envs:
-            resources.callback(self._close_envs, group)
+        envs = self._make_envs(resources)
         if config.deterministic:
             was_on = torch.are_deterministic_algorithms_enabled()
             resources.callback(torch.use_deterministic_algorithms, was_on)
         assert isinstance(config.num_envs, int)
-        self._first_env = ranks.share(config.num_envs).start
+        first_env = ranks.share(config.num_envs).start
         self._agreement = Agreement(
-            ranks, self._wishes, lambda: sum(group.restarts for group in envs), first_env=self._first_env
+            ranks, self._wishes, lambda: sum(group.restarts for group in envs), first_env=first_env
         )
         self.parts = assemble(
             config,
@@ -133,7 +122,6 @@ class Trainer:
 
         below = None if _working_directory() == here else here  # where an environment has changed it
         self.update = 0
-        self._skipped = 0
         self._restarts_before = 0
         self._notes = [self.parts.note] if self.parts.note else []
         if state is not None and file is not None:
@@ -143,19 +131,20 @@ class Trainer:
             begun_from = config.init_from if below is None else below / config.init_from
             source, parameters = ranks.broadcast_object(_parameters(begun_from) if ranks.leads else None)
             load_parameters(self.parts.model, parameters, source)
-        self._session_began = self.update
         before = state["wall_seconds"] if state is not None else 0.0
         self.clock = Clock(self.timer, update=self.update, env_steps=self.env_steps, wall_before=before)
 
         if state is None:
-            made = (
-                RunDirectory.create(config.run_dir, env=config.env, seed=config.seed, job=job, below=below)
-                if ranks.leads
-                else None
-            )
-            path = ranks.broadcast_object(made and made.path)
-            self.directory = made or RunDirectory(path)
-            resources.callback(self.directory.close)
+            self._make_directory(job, below, resources)
+        self._faults = Faults(
+            self.learner.watch,
+            on_nan=config.on_nan,
+            ranks=ranks,
+            directory=self.directory,
+            first_env=first_env,
+            update=self.update,
+            skipped=state["skipped"] if state is not None else 0,
+        )
         if config.wandb and ranks.leads:  # before there is a log
             resources.callback(wandb.sync(self.directory.root, shown(config)))
         self.records = Records(
@@ -165,11 +154,42 @@ class Trainer:
         if (job is not None and state is None) or older:
             self._save()  # what torchrun restarts goes on from here at least, and not from what an older one has undone
 
+    def _open(self, resume: Path, resources: ExitStack) -> tuple[Path, dict[str, Any], bool]:
+        """The checkpoint that `resume` means, what it holds, and whether it may be older than the run's last."""
+        folder = checkpoint.run_of(resume)
+        self.directory = RunDirectory.open(folder, lock=True) if self.ranks.leads else RunDirectory(folder)
+        resources.callback(self.directory.close)
+        read = (*snapshot.read(resume, RESUMED), resume.is_file()) if self.ranks.leads else None
+        file, state, older = self.ranks.broadcast_object(read)
+        return file, state, older
+
+    def _make_envs(self, resources: ExitStack) -> list[HostEnvs | TorchEnvs]:
+        config = self.config
+        if isinstance(config.num_envs, int) and config.num_envs >= 256:  # 10 s for as many emulators on two cores
+            Progress(0, quiet=self._quiet).say(f"making {config.num_envs:,} environments")
+        # A resumed run starts new games: with other seeds, so that it does not replay the old ones.
+        envs = make_envs(config, self.device, stream=self.resumes, ranks=self.ranks)
+        for group in envs:
+            resources.callback(self._close_envs, group)
+        return envs
+
+    def _make_directory(self, job: str | None, below: Path | None, resources: ExitStack) -> None:
+        """Make the run's directory, which only rank 0 writes to."""
+        config, ranks = self.config, self.ranks
+        made = (
+            RunDirectory.create(config.run_dir, env=config.env, seed=config.seed, job=job, below=below)
+            if ranks.leads
+            else None
+        )
+        path = ranks.broadcast_object(made and made.path)
+        self.directory = made or RunDirectory(path)
+        resources.callback(self.directory.close)
+
     def _restore(self, state: dict[str, Any], source: Path) -> None:
         """Go on from the checkpoint `state`, read from `source`."""
         games = snapshot.restore(self.parts, state, source, self.config, self.device, self.ranks)
         self._notes.append(f"goes on at {self.env_steps:,} env steps; {games}")
-        self.update, self._skipped, self._restarts_before = state["update"], state["skipped"], state["env_restarts"]
+        self.update, self._restarts_before = state["update"], state["env_restarts"]
 
     @property
     def env_steps(self) -> int:
@@ -179,7 +199,7 @@ class Trainer:
     @property
     def standing(self) -> Standing:
         """How far the run has come."""
-        return Standing(self.update, self.env_steps, self._skipped, self.resumes, self.env_restarts)
+        return Standing(self.update, self.env_steps, self._faults.skipped, self.resumes, self.env_restarts)
 
     @property
     def mean_return(self) -> float | None:
@@ -334,25 +354,7 @@ class Trainer:
             callback.on_update(self)
 
     def _check_numbers(self) -> None:
-        """Tell of numbers that were not finite, and stop where the run is to."""
-        fault = self.learner.watch.report()
-        if fault is None:
-            return  # on every rank
-        if fault.env is not None:
-            fault = fault._replace(env=self._first_env + fault.env)
-        fault = min(self.ranks.all_gather_object(fault), key=lambda there: there.vague)
-        told = fault.told(self._session_began, self.env_steps)
-        self._skipped += fault.skipped
-        if self.config.on_nan == "skip" and fault.longest < SKIPS_IN_A_ROW:
-            if self.ranks.leads:
-                warn(f"{told}; {self._skipped} so far.")
-            return
-        if self.config.on_nan == "skip":
-            told += f"; {fault.longest} updates in a row were skipped, and so the run stops"
-        advice = "Try a lower --lr or --max-grad-norm." if fault.row is None else "Look for it in the environment."
-        if self.directory.latest.exists():
-            advice += f" The last checkpoint in {self.directory.checkpoints} is from before."
-        raise RunError(f"{told}. {advice}")
+        self._faults.check(self.env_steps)
 
     def _save(self) -> None:
         self._check_numbers()

@@ -28,6 +28,7 @@ from fasta2c.learning.optim import build_optimizer
 from fasta2c.learning.rewards import RewardScaler
 from fasta2c.models.actor_critic import ActorCritic
 from fasta2c.rollout.buffer import RolloutBuffer
+from fasta2c.rollout.passes import Passes
 from fasta2c.spaces import spec_of
 
 CPU = torch.device("cpu")
@@ -186,12 +187,11 @@ def learner_of(
     reward_scaler: RewardScaler | None = None,
 ) -> Learner:
     """Learns `model` as one of `ranks`."""
-    unroll = model.unroll if config.recurrent != "none" else None
     return Learner(
         model,
         build_optimizer(model, config),
         config,
-        forwards=Forwards(model, forward=model, micro_batch=micro_batch, unroll=unroll),
+        forwards=Forwards(Passes.of(model), model.distribution, micro_batch=micro_batch),
         micro_batch=micro_batch,
         threads=1,
         graphs=Graphs(CPU),

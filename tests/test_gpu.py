@@ -20,6 +20,7 @@ from fasta2c.models.distributions import build_distribution
 from fasta2c.parts import assemble
 from fasta2c.parts import make_envs as make_groups
 from fasta2c.rollout.buffer import RolloutBuffer
+from fasta2c.rollout.passes import Passes
 from fasta2c.run import checkpoint
 from fasta2c.spaces import Choices
 
@@ -45,7 +46,7 @@ def rollout(device, spec, T=6, E=8):
 
 
 def learner_of(model, optimizer, config, graphs):
-    forwards = Forwards(model, forward=model, micro_batch=16)
+    forwards = Forwards(Passes.of(model), model.distribution, micro_batch=16)
     return Learner(
         model, optimizer, config, forwards=forwards, micro_batch=16, threads=1, graphs=graphs, num_minibatches=1
     )

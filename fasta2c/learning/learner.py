@@ -234,12 +234,12 @@ class Learner:
         values_T1E, targets_TE = torch.empty_like(rollout.values_T1E), torch.empty_like(rollout.rewards_TE)
         with torch.no_grad():
             for chunk in chunks:
-                self._forwards.write_values(rollout, *chunk, values_T1E)
+                self._forwards.write_values(rollout, chunk, values_T1E)
         targets_TE[:, envs] = estimate(values_T1E, self._target_lambda)[1]
         self._optimizer.zero_grad(set_to_none=True)
-        for rows, part in chunks:
-            values_B, _ = self._forwards.values(rollout, rows, part, rollout.first_state_ES[part])
-            targets_B, valid_B = targets_TE[rows, part].flatten(), valid_TE[rows, part].flatten()
+        for chunk in chunks:
+            values_B = self._forwards.values(rollout, chunk)
+            targets_B, valid_B = targets_TE[chunk].flatten(), valid_TE[chunk].flatten()
             loss = value_loss_sum(values_B, targets_B, valid_B, self._config.value_loss)
             (self._config.vf_coef * loss / count.clamp_min(1)).backward()
             total += loss.detach()

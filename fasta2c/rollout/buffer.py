@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -21,10 +21,6 @@ from fasta2c.spaces import Choices, EnvSpec
 
 Chunk = tuple[slice, slice]
 """Rows and environments of a rectangle of the rollout."""
-
-
-Unroll = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""`ActorCritic.unroll`, compiled or not."""
 
 
 class Forward(NamedTuple):

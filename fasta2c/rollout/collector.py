@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from fasta2c import accel
 from fasta2c.envs.base import HostEnvs
@@ -21,7 +21,8 @@ from fasta2c.envs.torch import TensorRow, TorchEnvs
 from fasta2c.errors import UserError
 from fasta2c.graphs import Graphs
 from fasta2c.models.distributions import Distribution
-from fasta2c.rollout.buffer import Forward, RolloutBuffer, Unroll, env_slices
+from fasta2c.rollout.buffer import Forward, RolloutBuffer, env_slices
+from fasta2c.rollout.passes import Passes
 from fasta2c.timing import PhaseTimer
 
 
@@ -50,17 +51,13 @@ class Collector:
 
     Args:
         groups: the environments, on the host or on the device, in the order of the buffer's columns. They are reset.
-        model: observations to (action distributions, values).
+        passes: what the network is called by. Where it makes no values, they are left to the learner.
         distribution: draws actions.
         buffer: the rollout to fill.
         generator: where the actions' randomness comes from, on the buffer's device.
         micro_batch: the most observations the model is called with at once.
         timer: counts the phases "act", "env" (waiting for environments) and "copy".
         graphs: record the network's part of each row on a GPU.
-        policy: observations to action distributions alone, where that is less work: the buffer's values are left to the
-            learner then.
-        unroll: what a network with memory is called by instead: observations, state and openings to distributions,
-            values and the next state.
         sde_interval: rows between drawings of the exploration that several rows share, where actions have one; 0 draws
             it once a rollout.
         keep_log_probs: keep the actions' log-probabilities in the buffer, for updates by other parameters than acted.
@@ -73,7 +70,7 @@ class Collector:
     def __init__(
         self,
         groups: Sequence[HostEnvs | TorchEnvs],
-        model: nn.Module,
+        passes: Passes,
         distribution: Distribution,
         buffer: RolloutBuffer,
         *,
@@ -81,16 +78,12 @@ class Collector:
         micro_batch: int,
         timer: PhaseTimer,
         graphs: Graphs,
-        policy: Callable[[Tensor], Tensor] | None = None,
-        unroll: Unroll | None = None,
         sde_interval: int = 0,
         keep_log_probs: bool = False,
         keep_graph: bool = False,
         exchange: Exchange | None = None,
     ) -> None:
-        self._model = model
-        self._policy = policy
-        self._unroll = unroll
+        self._passes = passes
         self._distribution = distribution
         self._buffer = buffer
         self._generator = generator
@@ -149,7 +142,7 @@ class Collector:
                     envs.send(actions)
         for (envs, columns), value_last in zip(self._groups, self._value_last, strict=True):
             self._receive(buffer.num_steps - 1, envs, columns)
-            if self._policy is None:
+            if self._passes.policy is None:
                 with timer("act"):
                     value_last()
         if self._on_device:
@@ -264,19 +257,8 @@ class Collector:
         parts = []
         for part in env_slices(columns, self._micro_batch):
             chunk = slice(t, t + 1), part
-            observations = buffer.observations(*chunk)
-            if keep_graph and buffer.stack == 1:
-                observations = observations.clone()  # a view of the frames, which change before the graph is used
             with torch.set_grad_enabled(keep_graph):
-                if self._policy is not None:
-                    policy, values = self._policy(observations), None
-                elif self._unroll is not None:
-                    policy, values, state = self._unroll(observations, buffer.state_ES[part], buffer.opens(*chunk))
-                    if t < buffer.num_steps:  # observation T is acted on in the next rollout
-                        # What is remembered of a number that is not finite must not last as long as the game.
-                        buffer.state_ES[part] = torch.where(torch.isfinite(state), state, 0.0)
-                else:
-                    policy, values = self._model(observations)
+                policy, values = self._passes.act(buffer, chunk)
             if values is not None:
                 buffer.values_T1E[t, part] = values.detach()
                 if keep_graph:

@@ -1,6 +1,7 @@
 """One update: micro-batches add up, reset rows do not matter, the clip comes before the step."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from fasta2c.learning.optim import build_optimizer
 from fasta2c.learning.rewards import RewardScaler
 from fasta2c.models.actor_critic import ActorCritic
 from fasta2c.rollout.buffer import RolloutBuffer
+from fasta2c.rollout.passes import Passes
 from fasta2c.spaces import spec_of
 
 T, E = 5, 6
@@ -42,12 +44,13 @@ def learner(micro_batch=1024, keep_graph=True, **config):
     return model, learner_of(model, settings, micro_batch, keep_graph=keep_graph, reward_scaler=scaler)
 
 
-def learner_of(model, settings, micro_batch, *, reward_scaler=None, **options):
+def learner_of(model, settings, micro_batch, *, reward_scaler=None, keep_graph=True, **passes):
+    passes = replace(Passes.of(model), **passes)
     return Learner(
         model,
         build_optimizer(model, settings),
         settings,
-        forwards=Forwards(model, forward=model, micro_batch=micro_batch, **options),
+        forwards=Forwards(passes, model.distribution, micro_batch=micro_batch, keep_graph=keep_graph),
         micro_batch=micro_batch,
         threads=1,
         graphs=Graphs(torch.device("cpu")),
@@ -446,11 +449,11 @@ def test_a_second_step_of_a_network_with_memory_unrolls_it_anew(keep_graph, agai
     expected = values.detach().view(T + 1, E)
     log_probs, _ = model.distribution.log_prob_and_entropy(policies[: T * E], buffer.actions_TE.flatten())
     buffer.log_probs_TE.copy_(log_probs.detach().view(T, E))
-    learn = learner_of(model, settings, 2 * T, keep_graph=keep_graph, unroll=model.unroll)
+    learn = learner_of(model, settings, 2 * T, keep_graph=keep_graph)
     buffer.values_T1E.copy_(expected)
     metrics = dict(zip(METRICS, learn.update(buffer, 0.0).tolist(), strict=True))
     torch.testing.assert_close(buffer.values_T1E, expected)
-    learn._forwards.write_values(buffer, slice(0, T), slice(0, E), again := torch.empty_like(expected))
+    learn._forwards.write_values(buffer, (slice(0, T), slice(0, E)), again := torch.empty_like(expected))
     torch.testing.assert_close(again.detach(), expected)
     advantages, _ = gae(
         buffer.rewards_TE, expected, buffer.terminated_TE, buffer.truncated_TE, gamma=0.99, gae_lambda=0.95
@@ -523,7 +526,7 @@ def test_backpropagation_goes_through_all_rows(kind, shared):
     ((sums.policy + 0.5 * sums.value) / (T * E)).backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters()}
     norm = torch.cat([g.flatten() for g in expected.values()]).norm()
-    learn = learner_of(model, settings, 2 * T, unroll=model.unroll)
+    learn = learner_of(model, settings, 2 * T)
     metrics = dict(zip(METRICS, learn.update(buffer, 0.0).tolist(), strict=True))
     assert metrics["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
     for name, p in model.named_parameters():

@@ -1,5 +1,7 @@
 """The collector against a scripted environment whose every value can be told apart."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from fasta2c.graphs import Graphs
 from fasta2c.models.distributions import build_distribution
 from fasta2c.rollout.buffer import RolloutBuffer
 from fasta2c.rollout.collector import Collector
+from fasta2c.rollout.passes import Passes
 from fasta2c.spaces import Choices
 from fasta2c.timing import PhaseTimer
 
@@ -69,6 +72,10 @@ class Model(torch.nn.Module):
         return torch.nn.functional.one_hot(wanted, 4).float() * 1e4, observations[:, 0] * 10
 
 
+def passes_of(model):
+    return Passes(model, lambda observations: model(observations)[1])
+
+
 WHOLE = (range(E),)
 
 
@@ -78,7 +85,7 @@ def collector(num_steps, micro_batch=100, groups=WHOLE):
     generator = torch.Generator().manual_seed(0)
     return envs, Collector(
         envs,
-        Model(),
+        passes_of(Model()),
         CHOICE,
         buffer,
         generator=generator,
@@ -124,7 +131,7 @@ def test_one_group_steps_while_another_is_acted_for():
     buffer = RolloutBuffer(2, E, Script.spec, torch.device("cpu"))
     collector = Collector(
         envs,
-        Model(),
+        passes_of(Model()),
         CHOICE,
         buffer,
         generator=torch.Generator(),
@@ -165,14 +172,13 @@ def test_what_is_remembered_goes_on_over_rollouts_and_ends_with_its_game(micro_b
     buffer = RolloutBuffer(3, E, Script.spec, CPU, state_size=1)
     collect = Collector(
         [Script(group) for group in groups],
-        Model(),
+        replace(passes_of(Model()), unroll=unroll),
         CHOICE,
         buffer,
         generator=torch.Generator(),
         micro_batch=micro_batch,
         timer=PhaseTimer(),
         graphs=Graphs(CPU),
-        unroll=unroll,
     )
     # Environment 1 ends at row 2 and is reset in row 3, environment 2 a row later.
     counted = {0: [1, 2, 3, 4, 5, 6, 7], 1: [1, 2, 3, 4, 1, 2, 3], 2: [1, 2, 3, 4, 5, 1, 2]}
@@ -192,7 +198,7 @@ def test_log_probabilities_are_those_of_the_policy_that_acted(groups):
     buffer = RolloutBuffer(4, E, Script.spec, CPU)
     collect = Collector(
         [Script(group) for group in groups],
-        Outputs(model),
+        passes_of(Outputs(model)),
         CHOICE,
         buffer,
         generator=torch.Generator().manual_seed(0),
@@ -236,7 +242,7 @@ def test_shared_exploration_is_drawn_when_it_is_due():
         seen.clear()
         collect = Collector(
             [Script()],
-            Model(),
+            passes_of(Model()),
             Noted(Choices((), (4,), (0,))),
             RolloutBuffer(5, E, Script.spec, CPU),
             generator=torch.Generator(),
