@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 
 from fasta2c.errors import UserError
-from fasta2c.models.distributions import LOG_STD_RANGE, build_distribution
+from fasta2c.models.distributions import build_distribution
+from fasta2c.models.distributions.gaussian import LOG_STD_RANGE
 from fasta2c.spaces import Choices, Continuous
 
 INF = math.inf
