@@ -13,7 +13,7 @@ import ctypes
 import os
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from numpy.typing import NDArray
@@ -22,6 +22,18 @@ from torch import Tensor
 from fasta2c.errors import UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+# Where control groups of version 2 and of version 1 tell of memory: the files of the limit and of what is used, and
+# what memory.stat calls that part of it which files take.
+CONTROL_GROUPS = (
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", ("inactive_file", "active_file")),
+    (
+        Path("/sys/fs/cgroup/memory"),
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        ("total_inactive_file", "total_active_file"),
+    ),
+)
 
 # Of the machine, what other ranks of the run leave to this process; see `share_machine`.
 _sharing = {"cores": 0, "processes": 1}
@@ -158,10 +170,16 @@ def prepare_training(device: torch.device, *, deterministic: bool = False) -> No
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
         torch.use_deterministic_algorithms(True)
+    select(device)
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # where events, streams and Triton's kernels go that are not told
         # Few shapes occur: the convolutions' algorithms are tried once for each.
         torch.backends.cudnn.benchmark = not deterministic
+
+
+def select(device: torch.device) -> None:
+    """Make a GPU the one for events, streams, Triton's kernels and a user's own tensors, which are not told of any."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def _keep_freed_memory() -> None:
@@ -199,9 +217,8 @@ def free_memory(device: torch.device) -> int:
     with contextlib.suppress(OSError, ValueError, StopIteration):
         told = Path("/proc/meminfo").read_text().splitlines()
         free = min(free, 1024 * next(int(line.split()[1]) for line in told if line.startswith("MemAvailable:")))
-    with contextlib.suppress(OSError, ValueError):  # a container's own
-        group = Path("/sys/fs/cgroup")
-        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    if (group := _control_group()) is not None:
+        free = min(free, group.free)
     return free // _sharing["processes"]
 
 
@@ -215,10 +232,26 @@ def graph_budget(device: torch.device) -> int:
 def _host_memory() -> int:
     """Bytes of this machine, or of this container."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    # In a container the limit is the control group's, "max" where there is none.
-    with contextlib.suppress(OSError, ValueError):
-        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return total
+    group = _control_group()
+    return total if group is None else min(total, group.limit)
+
+
+class _ControlGroup(NamedTuple):
+    """Bytes that a container may use, and those that it still may."""
+
+    limit: int
+    free: int
+
+
+def _control_group() -> _ControlGroup | None:
+    """This container's; None where there is none, or one without a limit."""
+    for folder, limit, usage, cache in CONTROL_GROUPS:
+        with contextlib.suppress(OSError, ValueError, KeyError):  # a limit of "max" is none
+            most, used = (int((folder / name).read_text()) for name in (limit, usage))
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            # Files that were read or written count as used, and give way to whoever needs the memory.
+            return _ControlGroup(most, most - used + sum(int(stat[name]) for name in cache))
+    return None
 
 
 class Download:

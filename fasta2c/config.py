@@ -58,6 +58,9 @@ class TrainConfig:
     reuse_forward: Literal["auto", "on", "off"] = "auto"
     """Differentiate the forward pass that acted, whose graph is kept, instead of a second one; auto does so where that
     is faster and fits in memory."""
+    cuda_graphs: bool = True
+    """Record what a GPU does for a row, and for an update, and launch each as one; not for an encoder of one's own that
+    waits for the GPU, or does other work from call to call."""
 
     gamma: Unit = 0.99
     """Discount for one env step."""
@@ -221,7 +224,7 @@ class TrainConfig:
 RESUMABLE = frozenset(
     {"total_steps", "stop_at_return", "log_interval", "eval_interval", "eval_episodes", "quiet"}
     | {"histogram_interval", "video_interval", "wandb"}
-    | {"device", "compile", "env_threads", "env_groups", "micro_batch", "reuse_forward"}
+    | {"device", "compile", "env_threads", "env_groups", "micro_batch", "reuse_forward", "cuda_graphs"}
     | {"checkpoint_interval", "checkpoint_minutes", "on_nan", "env_timeout", "restart_envs"}
 )
 

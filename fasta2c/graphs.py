@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from fasta2c.errors import RunError, is_out_of_memory, one_line
+
 R = TypeVar("R")
 
 # Calls before the one that is recorded: they compile kernels, choose convolutions and make the optimizer's state.
@@ -65,13 +67,27 @@ class Graphs:
         return result
 
     def record(self, work: Callable[[], R]) -> tuple[Callable[[], None], R]:
-        """What replays `work`, and where its result will be. Nothing is computed yet."""
+        """What replays `work`, and where its result will be. Nothing is computed yet.
+
+        Raises:
+            RunError: it cannot be recorded.
+        """
         graph = torch.cuda.CUDAGraph()
         for generator in self._generators:
             graph.register_generator_state(generator)
-        # Other threads (TensorBoard's, EnvPool's) may do as they like meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            result = work()
+        try:
+            # Other threads (TensorBoard's, EnvPool's) may do as they like meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                result = work()
+        except (RuntimeError, RunError) as error:
+            # To end a recording that has failed is an error as well, which says nothing of the first.
+            first = error.__context__ if isinstance(error.__context__, (RuntimeError, RunError)) else error
+            if is_out_of_memory(first):
+                raise first from None
+            raise RunError(
+                f"a GPU's work could not be recorded as a CUDA graph: {one_line(first)}. A network that waits for the "
+                "GPU, or whose work depends on numbers there, trains with --no-cuda-graphs."
+            ) from first
         return graph.replay, result
 
 

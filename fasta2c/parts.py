@@ -70,6 +70,7 @@ def make_envs(
     Raises:
         UserError: as the backends say, or settings that exclude each other.
     """
+    accel.select(device)
     if config.num_envs == "auto":
         raise ValueError('num_envs is "auto": fasta2c.tune.tune finds a number.')
     if config.critic_updates > 1 and config.shared:
@@ -145,8 +146,8 @@ def assemble(
         num_epochs=config.num_epochs,
     )
     # The graph that autograd keeps is made by the calls themselves, which a recording would not make again.
-    graphs = Graphs(device, enabled=not reuse.keep, generators=[generator])
-    passes = Passes.of(model, compiled=config.compile, values_later=reuse.critic)
+    graphs = Graphs(device, enabled=config.cuda_graphs and not reuse.acting, generators=[generator])
+    passes = Passes.of(model, compiled=config.compile, values_later=reuse.values_later)
     with resetting or nullcontext():
         collector = Collector(
             envs,
@@ -159,16 +160,16 @@ def assemble(
             graphs=graphs,
             sde_interval=config.sde_interval,
             keep_log_probs=num_minibatches * config.num_epochs > 1,
-            keep_graph=reuse.keep,
+            keep_graph=reuse.acting,
             exchange=exchange,
         )
-    at_once = max(group.num_envs for group in envs) if reuse.keep else min(micro_batch, minibatch)
+    at_once = max(group.num_envs for group in envs) if reuse.acting else min(micro_batch, minibatch)
     threads = accel.update_threads(at_once, convolutional=model.convolutional)
     learner = Learner(
         model,
         optimizer,
         config,
-        forwards=Forwards(passes, model.distribution, micro_batch=micro_batch, keep_graph=reuse.later),
+        forwards=Forwards(passes, model.distribution, micro_batch=micro_batch, keep_recomputed=reuse.recomputed),
         micro_batch=micro_batch,
         threads=threads,
         graphs=graphs,
@@ -176,7 +177,7 @@ def assemble(
         reward_scaler=RewardScaler(num_envs, config.gamma, ranks).to(device) if config.normalize_rewards else None,
         ranks=ranks,
     )
-    return Parts(envs, model, optimizer, generator, collector, learner, timer, graphs, needs, reuse.keep, reuse.note)
+    return Parts(envs, model, optimizer, generator, collector, learner, timer, graphs, needs, reuse.acting, reuse.note)
 
 
 def _minibatches(config: TrainConfig, num_envs: int, ranks: Ranks) -> int:

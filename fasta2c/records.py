@@ -86,6 +86,7 @@ class Records:
         ranks: who trains together.
         state: the checkpoint that the run goes on from, if it does.
         source: the file it is from.
+        older: whether that may be from before the run's last.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Records:
         ranks: Ranks,
         state: dict[str, Any] | None,
         source: Path | None = None,
+        older: bool = False,
     ) -> None:
         self._config = config
         self._parts = parts
@@ -117,9 +119,13 @@ class Records:
         """When the last checkpoint was saved, or this session began."""
         if state is not None:
             with checkpoint.understood(source):
-                self.best_return, self.eval_return = state["best_return"], state["log"]["eval_return"]
+                self.eval_return = state["log"]["eval_return"]
                 self._tally.load_state_dict(state["log"]["metrics"])
                 self._logged = {name: state["log"][name] for name in self._logged}
+            # A best policy of the time since the last checkpoint is kept; one that is undone by going back is not.
+            until = parts.collector.env_steps if older else None
+            best = checkpoint.best_return(directory, until=until) if ranks.leads else None
+            self.best_return = ranks.broadcast_object(best)
         if ranks.leads:
             directory.write_config({**shown(config), "versions": versions(), "commit": commit()})
         self.log = MetricsLog(
@@ -133,7 +139,7 @@ class Records:
         self._tally.add(metrics)
 
     def row(self, standing: Standing) -> None:
-        """Write the means since the last row, and best.pt if it is time to; waits for the device."""
+        """Write the means since the last row, and best.pt where no games so far were as good; waits for the device."""
         episodes, learner = self._episodes, self._parts.learner
         now, steps = self._clock.wall_seconds, standing.env_steps
         best = -math.inf if self.best_return is None else self.best_return

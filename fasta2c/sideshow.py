@@ -26,7 +26,7 @@ class Sideshow:
     Args:
         config: of the run.
         device: where the policy is.
-        policy: as it is now.
+        policy: makes one of the parameters as they are then.
     """
 
     def __init__(self, config: TrainConfig, device: torch.device, policy: Callable[[], Policy]) -> None:
@@ -47,7 +47,8 @@ class Sideshow:
     @property
     def rows(self) -> int | None:
         """Steps so far of the games being played; None while there are none."""
-        return None if self._envs is None else self._envs.rows
+        envs = self._envs  # asked for by another thread, while this one may take it away
+        return None if envs is None else envs.rows
 
     def evaluate(self) -> float:
         """The mean score of `eval_episodes` whole games."""

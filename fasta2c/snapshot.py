@@ -46,9 +46,18 @@ def take(parts: Parts, config: TrainConfig, device: torch.device, ranks: Ranks) 
         "model": parts.model.state_dict(),
         "optimizer": parts.optimizer.state_dict(),
         **own,
-        "others": ranks.gather_object(own)[1:],
+        "others": ranks.gather_object(_on_host(own))[1:] if ranks.world_size > 1 else [],
         "versions": versions(),
     }
+
+
+def _on_host(value: Any) -> Any:
+    """`value`, its tensors brought to the host: another rank may lack the device that one is on."""
+    if isinstance(value, torch.Tensor):
+        return value.cpu()
+    if isinstance(value, Mapping):
+        return {name: _on_host(x) for name, x in value.items()}
+    return type(value)(map(_on_host, value)) if isinstance(value, list | tuple) else value
 
 
 def check(parts: Parts, config: TrainConfig) -> None:

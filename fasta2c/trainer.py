@@ -7,6 +7,7 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ class Trainer:
         resources.callback(self.parts.graphs.release)
         self.collector, self.learner, self.timer = self.parts.collector, self.parts.learner, self.parts.timer
 
-        self._sideshow = Sideshow(config, self.device, lambda: self.policy)
+        self._sideshow = Sideshow(config, self.device, self._make_policy)
         if ranks.leads:
             self._sideshow.check()
             if config.wandb:
@@ -148,11 +149,20 @@ class Trainer:
         if config.wandb and ranks.leads:  # before there is a log
             resources.callback(wandb.sync(self.directory.root, shown(config)))
         self.records = Records(
-            config, self.parts, self.directory, self.clock, device=self.device, ranks=ranks, state=state, source=file
+            config,
+            self.parts,
+            self.directory,
+            self.clock,
+            device=self.device,
+            ranks=ranks,
+            state=state,
+            source=file,
+            older=older,
         )
         resources.callback(self.records.close)
         if (job is not None and state is None) or older:
-            self._save()  # what torchrun restarts goes on from here at least, and not from what an older one has undone
+            # What torchrun restarts goes on from here at least, and not from what an older one has undone.
+            self.records.save(self.standing)
 
     def _open(self, resume: Path, resources: ExitStack) -> tuple[Path, dict[str, Any], bool]:
         """The checkpoint that `resume` means, what it holds, and whether it may be older than the run's last."""
@@ -211,9 +221,13 @@ class Trainer:
         """Where the run's files are."""
         return self.directory.path
 
-    @property
+    @cached_property
     def policy(self) -> Policy:
         """The policy as it is now; it goes on learning."""
+        return self._make_policy()
+
+    def _make_policy(self) -> Policy:
+        """With randomness, and a memory, of its own."""
         return Policy(self.parts.model, self.parts.envs[0].spec, self.config, self.device, seed=self.config.seed)
 
     def stop(self) -> None:
@@ -238,7 +252,7 @@ class Trainer:
                 self._watchdog(self.parts.envs, self._waiting),
             ):
                 self._loop(progress)
-                self._check_numbers()
+                self._faults.check(self.env_steps)
                 self.records.finish(self.standing)
                 self._save()
             status = "stopped" if self._agreement.wishes.signal else "done"
@@ -275,7 +289,7 @@ class Trainer:
                 if self.ranks.leads:
                     self._show()
                 if self._due(config.log_interval):
-                    self._check_numbers()
+                    self._faults.check(self.env_steps)
                     self.records.row(self.standing)
                 if self._due(config.checkpoint_interval) or self._agreement.wishes.save:
                     self._save()
@@ -345,7 +359,7 @@ class Trainer:
         self.update += 1
         self.records.add(metrics)
         if self.device.type == "cpu":  # elsewhere whoever asks waits, and asks when a row or a checkpoint is due
-            self._check_numbers()
+            self._faults.check(self.env_steps)
 
     def _tell_callbacks(self) -> None:
         for callback in self._callbacks:
@@ -353,11 +367,8 @@ class Trainer:
                 callback.on_episode_end(self, game)
             callback.on_update(self)
 
-    def _check_numbers(self) -> None:
-        self._faults.check(self.env_steps)
-
     def _save(self) -> None:
-        self._check_numbers()
+        self._faults.check(self.env_steps)
         self.records.save(self.standing)
         for callback in self._callbacks:
             callback.on_checkpoint(self, self.directory.latest)

@@ -84,20 +84,21 @@ def sweep(config: TrainConfig, device: torch.device, *, seconds: float) -> Itera
     for num_envs in [n for n in enough if n <= most] or enough[:1]:
         if trials and _estimate(trials[-1], num_envs) > deadline - time.perf_counter():
             break
-        try:
-            trials.append(_try(config, device, {"num_envs": num_envs}))
-        except (MemoryError, RuntimeError, UserError) as error:
-            if not trials or not is_out_of_memory(error):
-                raise
+        settings = {"num_envs": num_envs}
+        trial = _try_to_fit(config, device, settings) if trials else _try(config, device, settings)
+        if trial is None:
             break  # so many do not fit; those before do
-        yield trials[-1]
+        trials.append(trial)
+        yield trial
         if len(trials) > 2 and max(trial.sps for trial in trials[-2:]) < trials[-3].sps:
             break  # twice in a row, more were no faster
     best = choose(trials)
     for other in _variants(config, best.settings["num_envs"]):
         if best.seconds > deadline - time.perf_counter():
             break
-        yield _try(config, device, {"num_envs": best.settings["num_envs"], **other})
+        trial = _try_to_fit(config, device, {"num_envs": best.settings["num_envs"], **other})
+        if trial is not None:
+            yield trial
 
 
 def _estimate(last: Trial, num_envs: int) -> float:
@@ -124,10 +125,26 @@ def _try(config: TrainConfig, device: torch.device, settings: dict[str, Any]) ->
     try:
         sps = _measure(dataclasses.replace(config, **settings, compile=False), device)  # or each would be compiled
     finally:
-        gc.collect()  # what was tried refers to itself, and may be large
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        _forget(device)
     return Trial(settings, sps, time.perf_counter() - began)
+
+
+def _try_to_fit(config: TrainConfig, device: torch.device, settings: dict[str, Any]) -> Trial | None:
+    """As `_try`; None where memory ran out."""
+    try:
+        return _try(config, device, settings)
+    except (MemoryError, RuntimeError, UserError) as error:
+        if not is_out_of_memory(error):
+            raise
+    _forget(device)  # only now: the error held on to what it came from
+    return None
+
+
+def _forget(device: torch.device) -> None:
+    """Give back the memory of what was tried, which refers to itself and may be large."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _measure(config: TrainConfig, device: torch.device) -> float:

@@ -129,3 +129,19 @@ def test_ranks_of_a_machine_have_a_gpu_each(monkeypatch):
     assert accel.resolve_device("auto", local_rank=1, local_world_size=2) == CPU
     with pytest.raises(UserError, match="need a GPU each, 0 found"):
         accel.resolve_device("cuda", local_rank=1, local_world_size=2)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_files_that_a_container_has_read_count_as_free(tmp_path, monkeypatch, version):
+    names = {1: ("limit_in_bytes", "usage_in_bytes", "total_"), 2: ("max", "current", "")}[version]
+    limit, used = tmp_path / f"memory.{names[0]}", tmp_path / f"memory.{names[1]}"
+    (tmp_path / "memory.stat").write_text(f"anon 1\n{names[2]}inactive_file 2000\n{names[2]}active_file 500\n")
+    limit.write_text("4000\n")
+    used.write_text("3900\n")
+    here = accel.CONTROL_GROUPS[2 - version]
+    monkeypatch.setattr(accel, "CONTROL_GROUPS", [(tmp_path / "none", *here[1:]), (tmp_path, *here[1:])])
+    monkeypatch.setattr(accel, "_sharing", {"cores": 0, "processes": 1})
+    assert accel.free_memory(CPU) == 4000 - 3900 + 2500
+    assert accel.graph_budget(CPU) == 1000
+    limit.write_text("max\n")
+    assert accel.free_memory(CPU) > 10**6

@@ -3,18 +3,21 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import env_spec
 
-from fasta2c import TrainConfig, evaluate, load_policy, make_envs, train
+from fasta2c import TrainConfig, evaluate, load_policy, make_envs, snapshot, train
+from fasta2c.distributed import Ranks
+from fasta2c.errors import RunError
 from fasta2c.graphs import Graphs
 from fasta2c.learning.advantages import gae
 from fasta2c.learning.forwards import Forwards
 from fasta2c.learning.learner import Learner
-from fasta2c.learning.optim import build_optimizer
+from fasta2c.learning.optim import RMSpropTF, build_optimizer, make_averages, step_where
 from fasta2c.models.actor_critic import ActorCritic
 from fasta2c.models.distributions import build_distribution
 from fasta2c.parts import assemble
@@ -214,3 +217,76 @@ def test_updates_are_refused_inside_a_recording_from_the_first_on(optimizer, on_
     moved = [name for name, x in model.state_dict().items() if not torch.equal(before[name], x)]
     assert all(torch.isfinite(x).all() for x in model.state_dict().values())
     assert bool(moved) == (on_nan == "skip")
+
+
+class Waits(torch.nn.Module):
+    """An encoder that no graph can hold."""
+
+    features = 8
+
+    def __init__(self, observation_space):
+        super().__init__()
+        self.layer = torch.nn.Linear(observation_space.shape[0], self.features)
+
+    def forward(self, observations):
+        return self.layer(observations) * (2.0 if observations.sum().item() > 0 else 1.0)
+
+
+def test_an_encoder_that_waits_for_the_device_trains_without_graphs_alone(tmp_path):
+    settings = {"env": "Classic/CartPole", "encoder": f"{__name__}:Waits", "device": "cuda", "quiet": True}
+    with pytest.raises(RunError, match="could not be recorded as a CUDA graph.*--no-cuda-graphs"):
+        train(TrainConfig(**settings, total_steps=2_000, run_dir=tmp_path / "recorded"))
+    plain = train(TrainConfig(**settings, total_steps=2_000, run_dir=tmp_path / "plain", cuda_graphs=False))
+    assert plain.env_steps >= 2_000
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+def test_a_step_that_is_not_allowed_leaves_parameters_of_every_width(dtype, shape):
+    p = torch.nn.Parameter(torch.ones(shape, dtype=dtype, device=CUDA))
+    optimizer = RMSpropTF([p], lr=torch.tensor(0.1, device=CUDA))
+    make_averages(optimizer)
+    for gradient, allowed in ((float("nan"), False), (1.0, True)):
+        p.grad = torch.full_like(p, gradient)
+        step_where(optimizer, torch.tensor(allowed, device=CUDA))
+        assert bool((p == 1).all()) == (not allowed)
+        assert torch.isfinite(p).all()
+
+
+@pytest.mark.parametrize("optimizer", ["rmsprop", "adam", "muon"])
+def test_building_an_optimizer_warns_of_nothing(optimizer):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build_optimizer(
+            ActorCritic(env_spec((5,), "float32"), TrainConfig()).to(CUDA), TrainConfig(optimizer=optimizer)
+        )
+
+
+def test_what_ranks_send_each_other_of_a_checkpoint_is_on_the_host():
+    """Another host may lack the device that it is on."""
+
+    class Two(Ranks):
+        def gather_object(self, value):
+            sent.append(value)
+            return [value, value]
+
+        def all_gather_object(self, value):
+            return [value, value]
+
+    def tensors(value):
+        if isinstance(value, torch.Tensor):
+            return [value]
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else []
+        return [x for part in inside for x in tensors(part)]
+
+    sent = []
+    config = TrainConfig(normalize_rewards=True, num_envs=2, num_steps=2)
+    envs = make_groups(config, CUDA)
+    try:
+        snapshot.take(assemble(config, envs, CUDA), config, CUDA, Two(world_size=2))
+    finally:
+        for group in envs:
+            group.close()
+    found = tensors(sent[0])
+    assert len(found) > 3
+    assert {x.device.type for x in found} == {"cpu"}

@@ -341,6 +341,43 @@ def test_best_is_the_highest_mean_over_a_hundred_games(tmp_path):
     assert best["best_return"] == result.best_return
 
 
+def test_a_best_policy_that_is_undone_goes_and_one_that_a_kill_has_left_stays(tmp_path):
+    """It is what `best_return` tells of, whichever checkpoint a run goes on from."""
+
+    def now(folder):
+        return checkpoint.load(folder / "best.pt")["best_return"] if (folder / "best.pt").exists() else None
+
+    run = train(config(tmp_path, total_steps=20_000, checkpoint_interval=100)).run_dir
+    folder = run / "checkpoints"
+    steps = sorted(folder.glob("step_*.pt"), key=lambda path: int(path.stem.removeprefix("step_")))
+    best = checkpoint.load(folder / "best.pt")
+    best["collector"]["env_steps"], best["best_return"] = 19_990, 400.0  # after all but the last
+    kept = (folder / "best.pt").read_bytes(), steps[-2].read_bytes()
+    (folder / "best.pt").write_bytes(checkpoint.serialise(best))
+
+    (folder / "latest.pt").unlink()  # as if killed before the last
+    (folder / "latest.pt").write_bytes(kept[1])
+    trainer = Trainer(TrainConfig(quiet=True, total_steps=30_000), resume=run)
+    trainer.close()
+    assert trainer.records.best_return == now(folder) == 400.0
+
+    trainer = Trainer(TrainConfig(quiet=True, total_steps=30_000), resume=steps[-2])
+    trainer.close()
+    assert trainer.records.best_return is None
+    assert now(folder) is None
+    (folder / "best.pt").write_bytes(kept[0])
+    result = train(TrainConfig(quiet=True, total_steps=30_000), resume=run)
+    assert result.best_return == now(folder)
+
+
+def test_the_policy_of_a_run_draws_other_actions_each_time(tmp_path):
+    trainer = Trainer(config(tmp_path))
+    observations = torch.zeros(64, 4)
+    first, second = (trainer.policy.act(observations) for _ in range(2))
+    trainer.close()
+    assert not torch.equal(first, second)
+
+
 @pytest.mark.parametrize(
     "changed",
     [

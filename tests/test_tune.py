@@ -1,6 +1,7 @@
 """Finding a fast number of environments: which trial wins, what is tried, and that a run takes it over."""
 
 import json
+import weakref
 
 import pytest
 import torch
@@ -85,6 +86,39 @@ def test_numbers_that_do_not_fit_into_memory_end_the_search(monkeypatch, error):
     fits = 1
     with pytest.raises(type(error), match="out of memory"):
         list(sweep(LONG, CPU, seconds=100))
+
+
+def test_variants_that_do_not_fit_into_memory_are_passed_over(monkeypatch):
+    def attempt(config, device, settings):
+        if settings.get("env_groups") == 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 9 GiB")
+        return Trial(settings, 5.0 - len(settings), 0.0)
+
+    monkeypatch.setattr(tune, "_try", attempt)
+    tried = [t.settings for t in sweep(LONG, CPU, seconds=100)]
+    assert [s for s in tried if "env_groups" in s] == [{"num_envs": 16, "env_groups": 1}]
+
+
+def test_nothing_is_left_of_a_trial_that_did_not_fit(monkeypatch):
+    """Not even the frames that its error came through, when the next one begins."""
+
+    class Rollout:
+        pass
+
+    def measure(config, device):
+        assert not any(alive() for alive in left), "memory of the trial before"
+        rollout = Rollout()
+        rollout.itself = rollout
+        left.append(weakref.ref(rollout))
+        if config.num_envs > 16:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 9 GiB")
+        return 1.0
+
+    left = []
+    monkeypatch.setattr(tune, "_measure", measure)
+    list(sweep(LONG, CPU, seconds=100))
+    assert len(left) > 2
+    assert not any(alive() for alive in left)
 
 
 def test_groups_and_threads_are_tried_unless_given(monkeypatch):

@@ -23,16 +23,16 @@ class Forwards:
             once, and the very ones that advantages are made of are differentiated.
         distribution: of the actions.
         micro_batch: samples made at once.
-        keep_graph: keep the graphs of forward passes that V-trace needs complete; else they are made twice.
+        keep_recomputed: keep the graphs of forward passes that V-trace needs complete; else they are made twice.
     """
 
     def __init__(
-        self, passes: Passes, distribution: Distribution, *, micro_batch: int, keep_graph: bool = True
+        self, passes: Passes, distribution: Distribution, *, micro_batch: int, keep_recomputed: bool = True
     ) -> None:
         self._passes = passes
         self._distribution = distribution
         self._micro_batch = micro_batch
-        self._keep_graph = keep_graph
+        self._keep_recomputed = keep_recomputed
 
     def acted(self, rollout: RolloutBuffer, envs: slice) -> Iterator[Forward]:
         """The model's outputs for `envs`, made when asked for; the values it acted by, complete on return."""
@@ -66,8 +66,8 @@ class Forwards:
         kept, ratios_TE = [], torch.empty_like(rollout.log_probs_TE)
         for chunk in chunks:
             rows, part = chunk
-            with torch.set_grad_enabled(self._keep_graph):
-                policy_BP, values_B, state = self._passes.again(rollout, chunk, rollout.first_state_ES[part])
+            with torch.set_grad_enabled(self._keep_recomputed):
+                policy_BP, values_B, state = self._passes.recompute(rollout, chunk, rollout.first_state_ES[part])
             with torch.no_grad():
                 actions = rollout.actions_TE[chunk].flatten(0, 1)
                 log_probs_B = self._distribution.log_prob(policy_BP, actions)
@@ -76,13 +76,13 @@ class Forwards:
                 if rows.stop == rollout.num_steps:
                     last = slice(rows.stop, rows.stop + 1), part
                     rollout.values_T1E[last] = self._passes.values(rollout, last, state)[0]
-            if self._keep_graph:
+            if self._keep_recomputed:
                 kept.append(Forward(chunk, policy_BP, values_B))
-        return _popped(kept) if self._keep_graph else self._made_when_asked(rollout, chunks), ratios_TE[:, envs]
+        return _popped(kept) if self._keep_recomputed else self._made_when_asked(rollout, chunks), ratios_TE[:, envs]
 
     def _made_when_asked(self, rollout: RolloutBuffer, chunks: Iterable[Chunk]) -> Iterator[Forward]:
         for chunk in chunks:
-            policy_BP, values_B, _ = self._passes.again(rollout, chunk, rollout.first_state_ES[chunk[1]])
+            policy_BP, values_B, _ = self._passes.recompute(rollout, chunk, rollout.first_state_ES[chunk[1]])
             yield Forward(chunk, policy_BP, values_B)
 
     def write_values(self, rollout: RolloutBuffer, chunk: Chunk, values_T1E: Tensor) -> None:

@@ -105,7 +105,7 @@ def _launch(
 ) -> tuple[Tensor, Tensor]:
     rewards, values, terminated, truncated = (x.contiguous() for x in (rewards, values, terminated, truncated))
     num_steps, num_envs = rewards.shape
-    advantages, returns = torch.empty_like(rewards), torch.empty_like(rewards)
+    advantages, returns = (torch.empty_like(rewards, dtype=values.dtype) for _ in range(2))
     _kernel[(triton.cdiv(num_envs, BLOCK_E),)](
         rewards,
         values,

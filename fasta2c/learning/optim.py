@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,6 +14,9 @@ from fasta2c.config import TrainConfig
 from fasta2c.distributed import Ranks
 from fasta2c.learning.muon import Muon
 from fasta2c.models.actor_critic import ActorCritic
+
+# As wide as numbers of so many bytes.
+WHOLE_NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class RMSpropTF(torch.optim.Optimizer):
@@ -115,7 +119,9 @@ def make_averages(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         for p in group["params"]:
             p.grad = torch.zeros_like(p)
-    optimizer.step()  # moves nothing
+    with warnings.catch_warnings():  # of a step that is not recorded, as torch has it once
+        warnings.filterwarnings("ignore", message=".*capturable=True")
+        optimizer.step()  # moves nothing
     for averages in optimizer.state.values():
         for x in averages.values():
             x.fill_(1.0 if isinstance(optimizer, RMSpropTF) else 0.0)
@@ -134,7 +140,7 @@ def step_where(optimizer: torch.optim.Optimizer, allowed: Tensor) -> None:
     moved = [p for group in optimizer.param_groups for p in group["params"]]
     moved += [x for averages in optimizer.state.values() for x in averages.values()]
     # As whole numbers, for a float that is not finite stays so when it is multiplied by 0.
-    bits = [x.detach().view(torch.int32) for x in moved]
+    bits = [x.detach().view(WHOLE_NUMBERS[x.element_size()]) for x in moved]
     before = [x.clone() for x in bits]
     optimizer.step()
     torch._foreach_mul_(bits, allowed.int())

@@ -44,7 +44,7 @@ Exchange = Callable[[RolloutCounts], Callable[[], Sequence[RolloutCounts]]]
 
 
 class Collector:
-    """Steps environments with the actions of `model` and keeps what comes back in one buffer, filled anew each time.
+    """Steps environments with the network's actions and keeps what comes back in one buffer, filled anew each time.
 
     Groups of environments take turns: while one steps, the network acts for the next. Every row of every group is
     acted for with the same parameters, and is there when `collect` returns, so that A2C stays synchronous.

@@ -61,7 +61,7 @@ class Passes:
             rollout.state_ES[envs] = torch.where(torch.isfinite(state_BS), state_BS, 0.0)
         return policy_BP, values_B
 
-    def again(self, rollout: RolloutBuffer, chunk: Chunk, state_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def recompute(self, rollout: RolloutBuffer, chunk: Chunk, state_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Distributions [T * B, P] and values [T * B] of some rows, and what is remembered after them.
 
         Args:
@@ -75,7 +75,7 @@ class Passes:
         return self.unroll(observations, state_BS, rollout.opens(*chunk))
 
     def values(self, rollout: RolloutBuffer, chunk: Chunk, state_BS: Tensor) -> tuple[Tensor, Tensor]:
-        """As `again`, of the critic alone."""
+        """As `recompute`, of the critic alone."""
         if self.unroll is None:
             return self.critic(rollout.observations(*chunk)), state_BS
-        return self.again(rollout, chunk, state_BS)[1:]
+        return self.recompute(rollout, chunk, state_BS)[1:]

@@ -24,11 +24,11 @@ WORTHWHILE = 64
 class Reuse(NamedTuple):
     """Which graphs are kept, and if there would be more but for their size, a line for the user."""
 
-    keep: bool
+    acting: bool
     """Those of the forward passes that act."""
-    critic: bool = False
+    values_later: bool = False
     """Those of a critic of its own, which evaluates the first optimizer step's rows once the rollout is complete."""
-    later: bool = False
+    recomputed: bool = False
     """Those that V-trace makes before the optimizer steps after the first."""
     note: str | None = None
 
@@ -69,10 +69,10 @@ def decide(
     apart = model.critic_encoder is not None and fits
     if num_minibatches * num_epochs > 1:
         note = "only an update of one optimizer step can keep the graph that acted." if requested == "on" else None
-        return Reuse(False, critic=apart, later=fits, note=note)
+        return Reuse(False, values_later=apart, recomputed=fits, note=note)
     worthwhile = model.convolutional and buffer.num_envs >= WORTHWHILE
     if requested == "auto" and not (worthwhile and buffer.actions_TE.device.type == "cpu"):
-        return Reuse(False, critic=apart)
+        return Reuse(False, values_later=apart)
     if fits:
         return Reuse(True)
     return Reuse(

@@ -52,6 +52,31 @@ def save_best(directory: RunDirectory, state: Mapping[str, Any]) -> None:
     _write(directory, directory.best, state)
 
 
+def best_return(directory: RunDirectory, *, until: int | None = None) -> float | None:
+    """What the policy of best.pt came to; None where there is none.
+
+    Args:
+        directory: of the run.
+        until: remove the file where it is of more env steps than these.
+
+    Raises:
+        RunError: it cannot be removed.
+    """
+    try:
+        state = load(directory.best)
+        with understood(directory.best):
+            reached, env_steps = float(state["best_return"]), int(state["collector"]["env_steps"])
+    except UserError:
+        return None  # missing or damaged: the next good policy takes its place
+    if until is None or env_steps <= until:
+        return reached
+    try:
+        directory.best.unlink()
+    except OSError as error:
+        raise _refused(directory.best, error) from None
+    return None
+
+
 def load(path: Path, *, map_location: str | torch.device = "cpu") -> dict[str, Any]:
     """The state saved in `path`, `format_version` included; no code in the file is run.
 

@@ -13,7 +13,7 @@ SHORT_ROW = 2e-3
 
 @dataclass(frozen=True)
 class TimeReport:
-    """The phases of a run, its first update (compilation, warm-up) left out."""
+    """The phases of a run, its warm-up (compilation, recording) left out."""
 
     seconds: Mapping[str, float]
     """By phase, all of `PHASES`; of the environments what they were waited for."""

@@ -50,7 +50,7 @@ def learner_of(model, settings, micro_batch, *, reward_scaler=None, keep_graph=T
         model,
         build_optimizer(model, settings),
         settings,
-        forwards=Forwards(passes, model.distribution, micro_batch=micro_batch, keep_graph=keep_graph),
+        forwards=Forwards(passes, model.distribution, micro_batch=micro_batch, keep_recomputed=keep_graph),
         micro_batch=micro_batch,
         threads=1,
         graphs=Graphs(torch.device("cpu")),

@@ -37,7 +37,7 @@ def test_acting_row_by_row_says_what_learning_says_of_all_rows_at_once(recurrent
     buffer.fills[1, 2] = True  # a game opens
     acted = [passes.act(buffer, row(t)) for t in range(T)]
     whole = slice(0, T), ALL
-    policy, values, after = passes.again(buffer, whole, before)
+    policy, values, after = passes.recompute(buffer, whole, before)
     torch.testing.assert_close(torch.cat([policy for policy, _ in acted]), policy)
     torch.testing.assert_close(torch.cat([values for _, values in acted]), values)
     torch.testing.assert_close(buffer.state_ES, after)

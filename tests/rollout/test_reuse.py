@@ -31,14 +31,16 @@ def test_auto_keeps_the_graphs_of_long_rows_of_images(spec, num_envs, kept):
 def test_a_critic_of_its_own_runs_once_where_its_graph_fits():
     model, buffer = parts(VECTOR, 8, shared=False)
     for requested, critic in (("auto", True), ("off", False)):
-        assert decide(requested, model, buffer, micro_batch=256, budget=10**12) == Reuse(False, critic=critic)
+        assert decide(requested, model, buffer, micro_batch=256, budget=10**12) == Reuse(False, values_later=critic)
     assert decide("on", model, buffer, micro_batch=256, budget=10**12) == Reuse(True)
     assert decide("auto", model, buffer, micro_batch=256, budget=100) == Reuse(False)
     several = {"micro_batch": 256, "num_minibatches": 4, "num_epochs": 2}
-    assert decide("auto", model, buffer, budget=10**12, **several) == Reuse(False, critic=True, later=True)
+    assert decide("auto", model, buffer, budget=10**12, **several) == Reuse(False, values_later=True, recomputed=True)
     needed = graph_bytes(model, buffer, 256)
-    assert decide("auto", model, buffer, budget=needed // 4, **several).critic, "a minibatch's graph is all there is"
-    assert not decide("auto", model, buffer, budget=needed // 5, **several).critic
+    assert decide("auto", model, buffer, budget=needed // 4, **several).values_later, (
+        "a minibatch's graph is all there is"
+    )
+    assert not decide("auto", model, buffer, budget=needed // 5, **several).values_later
 
 
 @pytest.mark.parametrize("requested", ["auto", "on"])
