@@ -66,8 +66,10 @@ def accepts(hint: Any, kind: type) -> bool:
 
 
 def convert(value: Any, hint: Any) -> Any:
-    """`value`; text made a path, a list a tuple and a whole number a real one where the annotation has these."""
-    if isinstance(value, str) and accepts(hint, Path):
+    """`value`; text made a path (`~` is home), a list a tuple, whole numbers real, where the annotation has these."""
+    if isinstance(value, str | Path) and accepts(hint, Path):
+        with contextlib.suppress(RuntimeError):  # nobody's home
+            return Path(value).expanduser()
         return Path(value)
     if type(value) is int and accepts(hint, float) and not accepts(hint, int):
         with contextlib.suppress(OverflowError):  # too large a number is refused in words

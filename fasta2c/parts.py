@@ -52,8 +52,8 @@ class Parts:
     """The memory that it takes, beside what was free."""
     keeps_graph: bool
     """Whether the update differentiates the forward passes that acted."""
-    note: str | None
-    """What the user should know of how they were put together."""
+    note: str
+    """What the user should know of how they were put together; empty for nothing."""
 
 
 def make_envs(
@@ -116,6 +116,8 @@ def assemble(
     Several `ranks` begin with the same parameters, and learn the same from environments of their own; `exchange` is the
     collector's. Inside `resetting` the environments are reset, and little else done.
     """
+    if (dtype := torch.get_default_dtype()) != torch.float32:
+        raise UserError(f"{config.env}: somebody has called torch.set_default_dtype({dtype}); fasta2c needs float32.")
     spec, num_envs = envs[0].spec, sum(group.num_envs for group in envs)
     num_minibatches = _minibatches(config, num_envs, ranks)
     if config.bounds_coef and isinstance(spec.actions, Choices):

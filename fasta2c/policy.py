@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,7 +77,7 @@ class Policy:
         self._state_BS = torch.zeros((0, model.state_size), device=device)
         self._samples = accel.micro_batch(0, device, convolutional=model.convolutional)
 
-    def act(self, observations: Any, *, greedy: bool = False, opens: Tensor | None = None) -> Tensor:
+    def act(self, observations: Any, *, greedy: bool = False, opens: Any = None) -> Tensor:
         """Actions [B, ...] as the environment takes them: sampled, or the likeliest ones if `greedy`.
 
         A policy with memory remembers the observations that it acted on, of each of B environments. With another B it
@@ -96,7 +97,7 @@ class Policy:
         """Forget what was remembered: the next observations open games."""
         self._state_BS = self._state_BS.new_zeros(0, self.model.state_size)
 
-    def value(self, observations: Any, *, opens: Tensor | None = None) -> Tensor:
+    def value(self, observations: Any, *, opens: Any = None) -> Tensor:
         """Values [B] of observations [B, ...]: the discounted return expected from each.
 
         With memory: of observations that were not acted on yet; `opens` as for `act`. Nothing is remembered of them.
@@ -104,21 +105,22 @@ class Policy:
         return self._forward(observations, opens)[1]
 
     @torch.no_grad()
-    def _forward(self, observations: Any, opens_B: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _forward(self, observations: Any, opens: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Distributions [B, P], values [B] and the state [B, S] after them."""
         packed = self._packed(observations)
         count = len(packed)
         state_BS = (
             self._state_BS if len(self._state_BS) == count else self._state_BS.new_zeros(count, self.model.state_size)
         )
-        if opens_B is None:
-            opens_B = torch.zeros(count, dtype=torch.bool)
+        opens_B = torch.zeros(count, dtype=torch.bool) if opens is None else torch.as_tensor(opens, dtype=torch.bool)
+        if opens_B.shape != (count,):
+            raise ValueError(f"expected opens of shape [{count}], one for each observation, got {list(opens_B.shape)}")
         parts = []
-        for part, state, opens in zip(*(x.split(self._samples) for x in (packed, state_BS, opens_B)), strict=True):
+        for part, state, opened in zip(*(x.split(self._samples) for x in (packed, state_BS, opens_B)), strict=True):
             if self.model.memory is None:
                 parts.append((*self.model(part.to(self.device)), state))
             else:
-                parts.append(self.model.unroll(part.to(self.device), state, opens.to(self.device).unsqueeze(0)))
+                parts.append(self.model.unroll(part.to(self.device), state, opened.to(self.device).unsqueeze(0)))
         policy, values, states = (torch.cat(list(x)) for x in zip(*parts, strict=True))
         return policy, values, states
 
@@ -126,7 +128,8 @@ class Policy:
         """Observations as a rollout holds them; raises `ValueError` where they are not those of the spec."""
         arrays = []
         for leaf, value in zip(self._layout.leaves, self._layout.flatten(observations), strict=True):
-            tensor = torch.as_tensor(value)
+            # An array that is read backwards is none to torch.
+            tensor = torch.as_tensor(np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value)
             if tuple(tensor.shape[1:]) != leaf.shape:
                 name = ".".join(leaf.path) or "observations"
                 shape = ", ".join(map(str, ("B", *leaf.shape)))

@@ -18,6 +18,7 @@ from fasta2c.parts import Parts
 from fasta2c.policy import load_parameters, load_state
 from fasta2c.run import checkpoint, randomness
 from fasta2c.run.provenance import versions
+from fasta2c.spaces import EnvSpec
 
 # What a checkpoint holds for `restore`, beside what a policy is made of, and of what kind it is. Of rank 0; the others'
 # is in "others".
@@ -109,6 +110,8 @@ def restore(
     Ranks as many as there were go on from their own. With others all games, and the randomness of actions, begin anew.
     """
     load_parameters(parts.model, state["model"], source)
+    if not EnvSpec.from_plain(state["spec"]).fits(parts.envs[0].spec):
+        raise UserError(f"{source}: {config.env} observes or takes other things by now than when this was saved.")
     load_optimizer_state(parts.optimizer, state["optimizer"])
     saved = [{name: state[name] for name in OWN}, *state.get("others", [])]
     own = ranks.rank if len(saved) == ranks.world_size else None

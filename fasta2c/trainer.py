@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fasta2c import accel, snapshot
+from fasta2c import accel, custom, snapshot
 from fasta2c.agreement import Agreement, Wishes, start_alike
 from fasta2c.callbacks import Callback
 from fasta2c.config import TrainConfig, check_resumable, from_plain
@@ -262,6 +262,8 @@ class Trainer:
                 raise RunError(f"out of memory: {told}") from error
             if self.config.deterministic and "deterministic" in str(error):
                 raise RunError(f"deterministic: {str(error).partition(', but you set')[0]}.") from error
+            if self.parts.model.has_modes:
+                raise RunError(f"encoder: {self.config.encoder} cannot be learnt with: {custom.told(error)}") from error
             raise
         finally:
             # A run that failed has its own error to tell; that the disk is full as well must not hide it.

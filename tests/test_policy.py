@@ -36,6 +36,38 @@ def test_greedy_is_the_likeliest_action_and_numpy_is_welcome(run):
     assert not torch.equal(policy.act(observations), policy.act(observations))
 
 
+def test_observations_may_be_read_backwards_and_openings_be_a_list(run):
+    policy = load_policy(run.run_dir, device="cpu")
+    observations = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    backwards = policy.value(observations[::-1], opens=[True] * 50)
+    assert torch.equal(backwards, policy.value(observations, opens=np.ones(50, bool)).flip(0))
+    with pytest.raises(ValueError, match=r"opens of shape \[50\], one for each observation, got \[1\]"):
+        policy.act(observations, opens=[True])
+
+
+@pytest.mark.parametrize(
+    ("env", "actions", "told"),
+    [
+        ("Classic/CartPole", [0, 1], r"actions of shape \[3\], got \[2\]"),
+        ("Classic/CartPole", [[0], [1], [0]], r"actions of shape \[3\], got \[3, 1\]"),
+        ("Classic/CartPole", [0, 1, 2], "actions that are in Discrete"),
+        ("Classic/CartPole", [0, -1, 0], "actions that are in Discrete"),
+        ("Classic/CartPole", [0.0, 1.0, 0.0], "actions that are in Discrete"),
+        ("Classic/Pendulum", [0.0, 1.0, 0.0], r"actions of shape \[3, 1\], got \[3\]"),
+    ],
+)
+def test_actions_that_there_are_not_are_refused(env, actions, told):
+    """By EnvPool the first would end the process."""
+    envs = make_envs(env, 3, seed=0)
+    envs.reset()
+    with pytest.raises(ValueError, match=told):
+        envs.step(actions)
+    taken = [0, 1, 0] if env == "Classic/CartPole" else [[0.5], [1], [0]]
+    for kind in (list, np.array, torch.tensor):
+        assert envs.step(kind(taken))[1].shape == (3,)
+    envs.close()
+
+
 def test_the_wrong_shape_is_refused(run):
     with pytest.raises(ValueError, match=r"\[B, 4\]"):
         load_policy(run.run_dir, device="cpu").act(torch.zeros(3, 7))

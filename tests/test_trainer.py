@@ -481,6 +481,98 @@ def test_an_encoder_of_the_users_that_fails_ends_the_run_in_words(tmp_path, monk
     assert not (tmp_path / "unsaved").exists()
 
 
+class Moody(torch.nn.Module):
+    """Does otherwise while it learns."""
+
+    features = 8
+
+    def __init__(self, space):
+        super().__init__()
+        self.layers = torch.nn.Sequential(
+            torch.nn.Linear(space.shape[0], 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.5)
+        )
+
+    def forward(self, x):
+        if len(x) > 8:  # what measures graphs, on fewer, learns nothing
+            seen.append((self.training, torch.is_grad_enabled()))
+        return self.layers(x)
+
+
+seen: list[tuple[bool, bool]] = []
+
+
+@pytest.mark.parametrize("more", [{}, {"num_epochs": 2, "num_minibatches": 2}, {"reuse_forward": "on"}])
+def test_an_encoder_of_the_users_learns_in_one_mode_and_acts_in_the_other(tmp_path, monkeypatch, more):
+    monkeypatch.setitem(sys.modules, "mine", types.SimpleNamespace(Moody=Moody))
+    seen.clear()
+    run = train(config(tmp_path, encoder="mine:Moody", num_envs=16, eval_interval=10, eval_episodes=2, **more)).run_dir
+    assert {(False, False), (True, True)} <= set(seen)
+    assert (False, True) not in seen, "its update is differentiated as it acts"
+    policy, observations = load_policy(run), torch.randn(9, 4)
+    assert torch.equal(policy.value(observations), policy.value(observations))
+    assert evaluate(run, episodes=5, greedy=True) == evaluate(run, episodes=5, greedy=True)
+    mean = checkpoint.load(checkpoint.resolve(run))["model"]["encoder.encoder.layers.1.running_mean"]
+    assert mean.abs().sum() > 0
+
+
+class InPlace(Moody):
+    def forward(self, x):
+        return super().forward(x).exp().mul_(2.0)
+
+
+def test_an_encoder_that_cannot_be_differentiated_is_told_of(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mine", types.SimpleNamespace(InPlace=InPlace))
+    with pytest.raises(RunError, match="encoder: mine:InPlace cannot be learnt with: RuntimeError: one of the var"):
+        train(config(tmp_path, encoder="mine:InPlace"))
+
+
+def test_torch_may_have_been_told_not_to_differentiate(tmp_path):
+    """As simulators do."""
+    torch.set_grad_enabled(False)
+    try:
+        assert train(config(tmp_path, total_steps=500)).env_steps >= 500
+    finally:
+        torch.set_grad_enabled(True)
+
+
+def test_another_default_dtype_is_refused(tmp_path):
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(UserError, match="fasta2c needs float32"):
+            train(config(tmp_path))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert not (tmp_path / "run").exists()
+
+
+class Seen(gymnasium.Env):
+    """Observes bytes, or numbers of another range."""
+
+    action_space, high = Discrete(2), 255
+
+    def __init__(self, high=None):
+        self.observation_space = Box(0, high or self.high, (2,), np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.uint8), {}
+
+    def step(self, action):
+        return np.ones(2, np.uint8), 1.0, True, False, {}
+
+
+def test_a_run_does_not_go_on_with_other_observations(tmp_path, monkeypatch):
+    gymnasium.register("test_trainer/Seen-v0", entry_point=Seen)
+    try:
+        run = train(config(tmp_path, env="gymnasium:test_trainer/Seen-v0", total_steps=200)).run_dir
+        with pytest.raises(UserError, match="env_kwargs: the policy was trained with other observations"):
+            evaluate(run, episodes=1, env_kwargs={"high": 100})
+        monkeypatch.setattr(Seen, "high", 100)
+        with pytest.raises(UserError, match="observes or takes other things by now than when this was saved"):
+            train(TrainConfig(total_steps=400, quiet=True), resume=run)
+    finally:
+        gymnasium.registry.pop("test_trainer/Seen-v0")
+
+
 def test_a_run_goes_on_from_an_older_checkpoint_where_the_last_is_damaged(tmp_path):
     run = train(config(tmp_path, checkpoint_interval=10)).run_dir
     checkpoints = run / "checkpoints"

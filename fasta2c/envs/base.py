@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from fasta2c.spaces import EnvSpec
 
+USUAL_PACE = 30.0
+
 
 class Row(NamedTuple):
     """What happened after one batch of actions, on the host. Row t is a reset row where row t-1 was done.
@@ -92,6 +94,14 @@ class HostEnvs(Protocol):
 
     def close(self) -> None:
         """Give back threads and windows."""
+
+
+def pace(told: Any) -> float:
+    """What an environment tells as its pictures a second, if a film can have that many; else 30."""
+    try:
+        return float(told) if 0.1 <= float(told) <= 240 else USUAL_PACE
+    except (TypeError, ValueError):
+        return USUAL_PACE
 
 
 def spread_seeds(seed: int, num_envs: int, *, stream: int = 0) -> list[int]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fasta2c import custom
-from fasta2c.envs.base import HostEnvs, Row
+from fasta2c.envs.base import HostEnvs, Row, pace
 from fasta2c.envs.ids import EnvId
 from fasta2c.envs.registry import maker
 from fasta2c.envs.vector import Vector
@@ -142,7 +142,7 @@ class GymnasiumEnvs(HostEnvs):
     @property
     def fps(self) -> float:
         """What the environment says, or 30."""
-        return float(self._parts[0].envs.metadata.get("render_fps") or 30)
+        return pace(self._parts[0].envs.metadata.get("render_fps"))
 
     def render(self) -> NDArray[np.uint8]:
         """Pictures [E, height, width, 3]; raises `UserError` where the environment draws none."""
@@ -150,8 +150,14 @@ class GymnasiumEnvs(HostEnvs):
             pictures = [np.asarray(picture) for part in self._parts for picture in part.envs.render() or [None]]
         except custom.RAISED as error:  # the environment can raise anything
             raise UserError(f"{self._name}: it cannot be drawn: {custom.told(error)}") from None
-        if any(picture.shape != pictures[0].shape or picture.shape[2:] != (3,) for picture in pictures):
-            raise UserError(f"{self._name}: it cannot be drawn, as it has no render mode rgb_array.")
+        for picture in pictures:
+            if picture.shape == ():  # None
+                raise UserError(f"{self._name}: it cannot be drawn, as it has no render mode rgb_array.")
+            if picture.shape[2:] != (3,) or picture.shape != pictures[0].shape:
+                raise UserError(
+                    f"{self._name}: it cannot be drawn: pictures are to be [height, width, 3], all of one size, and "
+                    f"one is {list(picture.shape)}."
+                )
         return np.stack(pictures).astype(np.uint8)
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from fasta2c.envs.ids import EnvId, resolve
 from fasta2c.envs.torch import TorchEnvs
 from fasta2c.errors import UserError
 from fasta2c.fields import Count, Seed, checked
-from fasta2c.spaces import EnvSpec, observation_space
+from fasta2c.spaces import Choices, EnvSpec, observation_space
 
 CPU = torch.device("cpu")
 # A tensor, or dicts of them as the observation space nests them.
@@ -79,6 +79,8 @@ def make_env_groups(
         for part in np.array_split(np.arange(num_envs), min(groups, num_envs)):
             own = seeds[part[0] : part[-1] + 1]
             made.append(make_host_envs(env_id, len(own), seeds=own, num_threads=threads, **given))
+            if made[-1].spec != made[0].spec:
+                raise UserError(f"{env_id.backend_id}: its environments do not all have the same spaces.")
     except BaseException:
         for envs in made:
             envs.close()
@@ -126,6 +128,10 @@ class VectorEnvs:
         self._layout = self.spec.layout
         self.observation_space = observation_space(self._layout)
         self.action_space = envs.action_space
+        if isinstance(self.spec.actions, Choices):
+            self._first = np.reshape(self.spec.actions.starts, self.spec.actions.shape)
+            self._last = self._first + np.reshape(self.spec.actions.sizes, self.spec.actions.shape) - 1
+        self._size: tuple[int, ...] | None = None
 
     def reset(self) -> Observations:
         """Start every episode anew; returns observations [E, ...]: a tensor, or a dict of them."""
@@ -135,17 +141,20 @@ class VectorEnvs:
         )
         return self._push(self._envs.reset(), torch.ones(self.num_envs, dtype=torch.bool))
 
-    def step(self, actions: Tensor) -> tuple[Observations, Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """Step with `actions` [E, *shape of one], as `action_space` has them.
+    def step(self, actions: Any) -> tuple[Observations, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Step with `actions` [E, *shape of one], as `action_space` has them: a tensor, an array or a list.
 
         Returns observations [E, ...] (a tensor, or a dict of them), rewards, terminated, truncated and infos, all [E].
 
         `infos` holds `valid` (not a reset row), `score` (the game's own reward), `game_over` and `opens` (the
         observation is a game's first).
+
+        Raises:
+            ValueError: actions of another shape, or choices that there are not.
         """
         if self._window is None:
             raise RuntimeError("reset() must be called before the first step.")
-        row: Any = self._envs.step(actions if self._envs.on_device else actions.cpu().numpy())  # type: ignore[arg-type]
+        row: Any = self._envs.step(self._taken(actions))
         self.rows += 1
         observations = self._push(row.observations, row.opens)
         valid = self._tensor(row.valid)
@@ -164,12 +173,35 @@ class VectorEnvs:
         return self._envs.fps
 
     def render(self) -> NDArray[np.uint8]:
-        """Pictures [E, height, width, 3] of what is now, on the host; raises `UserError` where there are none."""
-        return self._envs.render()
+        """Pictures [E, height, width, 3] of what is now, on the host, always of one size.
+
+        Raises:
+            UserError: there are none, or of another size than before.
+        """
+        pictures = self._envs.render()
+        size, self._size = self._size, pictures.shape
+        if size is not None and size != self._size:
+            sizes = " to ".join(f"{width} x {height}" for _, height, width, _ in (size, pictures.shape))
+            raise UserError(f"the environment's pictures change from {sizes}, which no film can show.")
+        return pictures
 
     def close(self) -> None:
         """Give the environments back."""
         self._envs.close()
+
+    def _taken(self, actions: Any) -> Any:
+        """`actions` as the environments take them; EnvPool would end the process over too few of them."""
+        tensor, kind = torch.as_tensor(actions), self.spec.actions
+        if tuple(tensor.shape) != (self.num_envs, *kind.shape):
+            raise ValueError(f"expected actions of shape {[self.num_envs, *kind.shape]}, got {list(tensor.shape)}")
+        if self._envs.on_device:
+            return tensor.to(self._device)
+        array = tensor.cpu().numpy()
+        if not isinstance(kind, Choices):
+            return array.astype(np.float32, copy=False)
+        if array.dtype.kind not in "iub" or (array < self._first).any() or (array > self._last).any():
+            raise ValueError(f"expected actions that are in {self.action_space}, got {array.tolist()}")
+        return array
 
     def _push(self, frames: Any, first: Any) -> Observations:
         assert self._window is not None

@@ -12,11 +12,14 @@ import gymnasium
 from gymnasium.vector import AutoresetMode
 
 from fasta2c import custom
+from fasta2c.envs.single import Single
 from fasta2c.envs.workers import none_left, worker
 from fasta2c.errors import UserError, did_you_mean, one_line
 
 # What `gymnasium.make` itself takes, beside the environment's own arguments.
 _MAKE_OPTIONS = ("max_episode_steps", "disable_env_checker")
+# What `gymnasium.make_vec` takes for itself, whatever the environment is called with.
+_TAKEN = ("id", "num_envs", "vector_kwargs")
 # What `gymnasium.make_vec` takes: "sync" or "async" (a process for each environment), and wrappers, innermost first.
 _VECTOR_OPTIONS = ("vectorization_mode", "wrappers")
 
@@ -51,9 +54,8 @@ def maker(backend_id: str, options: dict[str, Any], *, render: bool) -> Callable
                 num_envs=count,
                 vectorization_mode=mode,
                 vector_kwargs=vector_kwargs,
-                wrappers=wrappers,
-                **own,
-                **({"render_mode": "rgb_array"} if render else {}),
+                wrappers=[*wrappers, Single],
+                **own | ({"render_mode": "rgb_array"} if render else {}),
             )
 
     return make
@@ -83,11 +85,17 @@ def _wrappers(listed: Any) -> list[Callable[[gymnasium.Env[Any, Any]], gymnasium
         if not isinstance(named, dict) or len(named) != 1 or not all(isinstance(v, dict) for v in named.values()):
             raise UserError(f"{where}: {item!r} is no wrapper; write a list such as {example}.")
         (name, arguments), *_ = named.items()
-        found.append(functools.partial(custom.load(name, where), **arguments))
+        wrapper = custom.load(name, where)
+        if not callable(wrapper):
+            raise UserError(f"{where}: {name} is no wrapper, but a {type(wrapper).__name__}.")
+        found.append(functools.partial(wrapper, **arguments))
     return found
 
 
 def _check_options(backend_id: str, registered: gymnasium.envs.registration.EnvSpec, options: dict[str, Any]) -> None:
+    for key in options:
+        if key in _TAKEN:
+            raise UserError(f"env_kwargs.{key}: Gymnasium has this name for itself; {backend_id} cannot be told.")
     entry: Any = registered.entry_point
     if isinstance(entry, str):
         try:

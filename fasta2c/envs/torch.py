@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fasta2c import custom
+from fasta2c.envs.base import pace
 from fasta2c.envs.ids import EnvId
 from fasta2c.errors import Fasta2cError, RunError, UserError, warn
 from fasta2c.spaces import EnvSpec, spec_of
@@ -111,9 +112,10 @@ class TorchEnvs:
         with self._failing("step"):
             observations, rewards, terminated, truncated, *_ = self._envs.step(self._actions)
         for name, flags in (("terminated", terminated), ("truncated", truncated), ("rewards", rewards)):
-            if not isinstance(flags, Tensor) or flags.shape != self._previous_done.shape:
-                raise RunError(f"{self._name}: step must give {name} as a tensor of shape [{self.num_envs}].")
-        terminated, truncated, rewards = terminated.bool(), truncated.bool(), rewards.float()
+            if not isinstance(flags, Tensor) or flags.shape != self._previous_done.shape or not self._is_here(flags):
+                where = f"of shape [{self.num_envs}] on {self._device}"
+                raise RunError(f"{self._name}: step must give {name} as a tensor {where}.")
+        terminated, truncated, rewards = terminated.bool(), truncated.bool(), rewards.detach().float()
         done = terminated | truncated
         previous, self._previous_done = self._previous_done, done
         try:
@@ -130,7 +132,7 @@ class TorchEnvs:
     @property
     def fps(self) -> float:
         """What the class says, or 30."""
-        return float(getattr(self._envs, "fps", 30))
+        return pace(getattr(self._envs, "fps", None))
 
     def render(self) -> NDArray[np.uint8]:
         """Pictures [E, height, width, 3]; raises `UserError` where the class draws none."""
@@ -169,9 +171,10 @@ class TorchEnvs:
 
     @contextlib.contextmanager
     def _failing(self, what: str) -> Iterator[None]:
-        """Inside, what the user's class raises is an error of the run, told in words."""
+        """Inside, what the user's class raises is an error of the run, told in words; nothing is differentiated."""
         try:
-            yield
+            with torch.no_grad():
+                yield
         except (Fasta2cError, torch.OutOfMemoryError):
             raise
         except custom.RAISED as error:
@@ -186,4 +189,10 @@ class TorchEnvs:
             if not isinstance(tensor, Tensor) or tuple(tensor.shape) != (self.num_envs, *leaf.shape):
                 found = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
                 raise UserError(f"{self._name}: its space says {leaf} for each environment, it gave {found} for all.")
-        return self._layout.pack_tensors(leaves)
+            if not self._is_here(tensor):
+                raise UserError(f"{self._name}: its observations are on {tensor.device}, not on {self._device}.")
+        return self._layout.pack_tensors([tensor.detach() for tensor in leaves])
+
+    def _is_here(self, tensor: Tensor) -> bool:
+        """Whether `tensor` is on the device that the class was told of."""
+        return tensor.device == self._previous_done.device

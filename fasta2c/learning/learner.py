@@ -101,8 +101,12 @@ class Learner:
         self._ent_coef.fill_(self.ent_coef)
         if self._step is None or rollout is not self._rollout:
             self._rollout, self._step = rollout, self._graphs.wrap(partial(self._update, rollout))
-        with accel.threads(self._threads):
-            return self._step()
+        self._model.learns(True)
+        try:
+            with accel.threads(self._threads), torch.enable_grad():  # which some simulators switch off for good
+                return self._step()
+        finally:
+            self._model.learns(False)
 
     def _update(self, rollout: RolloutBuffer) -> Tensor:
         self.watch.examine(rollout)

@@ -67,6 +67,9 @@ class ActorCritic(nn.Module):
         )
         self.policy_head = orthogonal(nn.Linear(features, self.distribution.heads), 0.01)
         self.value_head = orthogonal(nn.Linear(features, 1), 1.0)
+        self.has_modes = ":" in config.encoder
+        """Whether it may do otherwise while it learns than while it acts: a user's own encoder may."""
+        self.learns(False)
 
     def forward(self, observations: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Observations [B, ...], as a rollout holds them or leaf by leaf, to distributions [B, P] and values [B]."""
@@ -74,6 +77,11 @@ class ActorCritic(nn.Module):
         features = self._encode(self.encoder, leaves)
         critic = features if self.critic_encoder is None else self._encode(self.critic_encoder, leaves)
         return self.distribution(self.policy_head(features), features, mask), self.value_head(critic).squeeze(-1)
+
+    def learns(self, learning: bool) -> None:
+        """Tell a user's own encoder, whose dropout and batch statistics go by it, what its outputs are wanted for."""
+        if self.has_modes:
+            self.train(learning)
 
     @property
     def state_size(self) -> int:

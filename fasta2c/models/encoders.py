@@ -160,7 +160,7 @@ class _Custom(nn.Module):
             raise UserError(
                 f"encoder: {name} must be a torch.nn.Module with an int `features`, the width of what it gives."
             )
-        self.encoder = built
+        self.encoder = built.eval()
         self.features = features
         packed = torch.zeros((2, *layout.shape), dtype=getattr(torch, layout.dtype))
         try:

@@ -30,7 +30,7 @@ class Reuse(NamedTuple):
     """Those of a critic of its own, which evaluates the first optimizer step's rows once the rollout is complete."""
     recomputed: bool = False
     """Those that V-trace makes before the optimizer steps after the first."""
-    note: str | None = None
+    note: str = ""
 
 
 def decide(
@@ -59,17 +59,18 @@ def decide(
     """
     if requested == "off":
         return Reuse(False)
+    asked = requested == "on"
     if model.memory is not None:
-        note = (
-            "a network with memory is unrolled by the update, and its graph is not kept." if requested == "on" else None
-        )
-        return Reuse(False, note=note)
+        return Reuse(False, note="a network with memory is unrolled by the update, and its graph is not kept." * asked)
     needed = graph_bytes(model, buffer, micro_batch)
     fits = needed / num_minibatches <= budget
     apart = model.critic_encoder is not None and fits
     if num_minibatches * num_epochs > 1:
-        note = "only an update of one optimizer step can keep the graph that acted." if requested == "on" else None
+        note = "only an update of one optimizer step can keep the graph that acted." * asked
         return Reuse(False, values_later=apart, recomputed=fits, note=note)
+    if model.has_modes:
+        note = "an encoder of your own may do otherwise while it learns: the graph that acted is not kept." * asked
+        return Reuse(False, values_later=apart, note=note)
     worthwhile = model.convolutional and buffer.num_envs >= WORTHWHILE
     if requested == "auto" and not (worthwhile and buffer.actions_TE.device.type == "cpu"):
         return Reuse(False, values_later=apart)

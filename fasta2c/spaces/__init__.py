@@ -2,7 +2,17 @@
 
 from fasta2c.spaces.actions import Actions, Choices, Continuous
 from fasta2c.spaces.layout import Layout, observation_space
-from fasta2c.spaces.leaves import Leaf
+from fasta2c.spaces.leaves import Leaf, observation_leaves
 from fasta2c.spaces.spec import EnvSpec, spec_of
 
-__all__ = ["Actions", "Choices", "Continuous", "EnvSpec", "Layout", "Leaf", "observation_space", "spec_of"]
+__all__ = [
+    "Actions",
+    "Choices",
+    "Continuous",
+    "EnvSpec",
+    "Layout",
+    "Leaf",
+    "observation_leaves",
+    "observation_space",
+    "spec_of",
+]

@@ -36,6 +36,11 @@ class Leaf:
         return self.dtype == "float32" and not self.huge
 
     @property
+    def meaning(self) -> tuple[Any, ...]:
+        """What a network takes its numbers for, however many bytes each is stored in."""
+        return self.path, self.shape, self.real, self.low, self.high, self.categorical, self.huge
+
+    @property
     def size(self) -> int:
         """Elements."""
         return math.prod(self.shape)
@@ -98,4 +103,7 @@ def _integers(path: tuple[str, ...], shape: tuple[int, ...], low: int, high: int
     if low >= 0 and high <= 255:
         return Leaf(path, shape, "uint8", *bounds, categorical)
     fits = low >= -(2**31) and high < 2**31
+    if bounded and not fits and high > low:
+        where = f"observation {'.'.join(path)!r}" if path else "its observation"
+        raise UserError(f"{where}: whole numbers from {low:,} to {high:,} are all one in 32 bits; let them begin at 0.")
     return Leaf(path, shape, "int32" if fits else "float32", *bounds, categorical and fits, huge=not fits)

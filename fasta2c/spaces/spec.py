@@ -48,8 +48,8 @@ class EnvSpec:
         return mask_of(self.frame_leaves, self.actions)
 
     def fits(self, other: EnvSpec) -> bool:
-        """Whether a network for `other` environments can play these: as many numbers in, the same actions out."""
-        if [leaf.shape for leaf in self.leaves] != [leaf.shape for leaf in other.leaves]:
+        """Whether a network for `other` environments can play these: the same numbers in, the same actions out."""
+        if [leaf.meaning for leaf in self.leaves] != [leaf.meaning for leaf in other.leaves]:
             return False
         if not isinstance(self.actions, Continuous) or not isinstance(other.actions, Continuous):
             return self.actions == other.actions

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import yaml
 
 from fasta2c import accel, custom
@@ -24,7 +25,7 @@ from fasta2c.config import TrainConfig, from_plain, to_dict, to_plain
 from fasta2c.envs.ids import resolve
 from fasta2c.envs.make import look_up_spec
 from fasta2c.errors import DiskError, RunError, UserError, did_you_mean, reason
-from fasta2c.fields import check
+from fasta2c.fields import Count, Seed, check, checked, kind_of, show
 from fasta2c.launch import train
 from fasta2c.presets import load_preset
 from fasta2c.run.files import write_atomically
@@ -110,10 +111,10 @@ def sweep(
     check("sampler", sampler, Sampler)
     env_id = resolve(config.env)
     config = config.with_preset(load_preset(env_id.family, env_id.name))
+    seeds = [checked("seeds", seed, Seed) for seed in _listed("seeds", seeds)]
     if not seeds or len(set(seeds)) < len(seeds):
         raise UserError("seeds: at least one is needed, and none twice.")
-    for seed in seeds:
-        TrainConfig(seed=seed)
+    trials = checked("trials", trials, Count | None)
     space = _checked(space, config, sampler)
     if config.num_envs == "auto" or "auto" in space.get("num_envs", ()):
         raise UserError("num_envs: auto would choose anew for each run; give a number.")
@@ -156,13 +157,14 @@ def _checked(space: Mapping[str, Any], config: TrainConfig, sampler: Sampler) ->
 
     Raises `UserError` for a field that there is not, and for values that it does not take.
     """
-    checked = {}
-    if not space:
+    found = {}
+    if not isinstance(space, Mapping) or not space:
         raise UserError("space: nothing to search; write something like '{\"lr\": [1e-4, 1e-3]}'.")
-    for name, values in space.items():
+    for name, given in space.items():
         if name not in to_dict(config) or name in _NOT_SEARCHED:
             known = to_dict(config).keys() - _NOT_SEARCHED
-            raise UserError(f"space: {name!r} is nothing to search.{did_you_mean(name, known)}")
+            raise UserError(f"space: {name!r} is nothing to search.{did_you_mean(str(name), known)}")
+        values = _plain(given)
         ends: list[Any] = [values.get("low"), values.get("high")] if isinstance(values, dict) else []
         numbers = all(isinstance(end, int | float) for end in ends)
         if isinstance(values, dict) and (not numbers or values.keys() - {"low", "high", "log"} or ends[0] >= ends[1]):
@@ -179,8 +181,25 @@ def _checked(space: Mapping[str, Any], config: TrainConfig, sampler: Sampler) ->
             TrainConfig(**{name: value})
             if value in taken[:number]:
                 raise UserError(f"space.{name}: {values} has {value} twice.")
-        checked[name] = {**values, "low": taken[0], "high": taken[1]} if isinstance(values, dict) else values
-    return checked
+        found[name] = {**values, "low": taken[0], "high": taken[1]} if isinstance(values, dict) else values
+    return found
+
+
+def _plain(values: Any) -> Any:
+    """`values` with numpy's numbers and arrays as Python's, which the study can keep."""
+    if isinstance(values, np.generic | np.ndarray):
+        return values.tolist()
+    if isinstance(values, dict):
+        return {name: _plain(value) for name, value in values.items()}
+    return [_plain(value) for value in values] if isinstance(values, list | tuple) else values
+
+
+def _listed(name: str, values: Any) -> list[Any]:
+    """`values` in a list; raises `UserError` for what is none, or has no values."""
+    try:
+        return [*values]
+    except TypeError:
+        raise UserError(f"{name}: expected a list, found {kind_of(values)} ({show(values)}).") from None
 
 
 def _check_shared(config: TrainConfig, space: Mapping[str, Any]) -> None:

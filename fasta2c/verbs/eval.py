@@ -51,7 +51,7 @@ class EvalFlags(PlayerFlags):
     """Print one JSON object; of several runs, a list of them."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, {"episodes": Range(1, 10**9), "num_envs": Range(1, 10**6), "seed": Range(0, 2**62)})
+        check_ranges(self, {"episodes": Range(1, 10**9), "num_envs": Range(1, 10**6), "seed": Range(0, 2**63 - 1)})
 
 
 def run(argv: list[str]) -> None:

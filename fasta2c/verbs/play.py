@@ -28,7 +28,7 @@ class PlayFlags(PlayerFlags):
     """Write score and step below each picture."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, {"episodes": Range(1, 10**6), "seed": Range(0, 2**62)})
+        check_ranges(self, {"episodes": Range(1, 10**6), "seed": Range(0, 2**63 - 1)})
 
 
 def run(argv: list[str]) -> None:

@@ -1,5 +1,6 @@
 """Environments in groups that take turns are the environments of one pool."""
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -53,6 +54,8 @@ def test_a_refusal_closes_what_was_made(monkeypatch):
     closed = []
 
     class Envs:
+        spec = None
+
         def __init__(self, env_id, num_envs, **_):
             if made:
                 raise UserError("no more")
@@ -66,3 +69,22 @@ def test_a_refusal_closes_what_was_made(monkeypatch):
     with pytest.raises(UserError, match="no more"):
         groups_of("Classic/CartPole", 2)
     assert len(made) == len(closed) == 1
+
+
+class Any(gymnasium.Env):
+    """Observes as many numbers as nobody else."""
+
+    action_space, made = gymnasium.spaces.Discrete(2), 0
+
+    def __init__(self):
+        Any.made += 1
+        self.observation_space = gymnasium.spaces.Box(0, 1, (1 + Any.made,), np.float32)
+
+
+def test_groups_of_other_spaces_are_refused():
+    gymnasium.register("test_groups/Any-v0", entry_point=Any, disable_env_checker=True)
+    try:
+        with pytest.raises(UserError, match="test_groups/Any-v0: its environments do not all have the same spaces"):
+            groups_of("gymnasium:test_groups/Any-v0", E)
+    finally:
+        gymnasium.registry.pop("test_groups/Any-v0")

@@ -17,6 +17,7 @@ import torch
 from fasta2c.envs import workers
 from fasta2c.envs.gymnasium import GymnasiumEnvs
 from fasta2c.envs.ids import resolve
+from fasta2c.envs.registry import maker
 from fasta2c.errors import RunError, UserError
 
 
@@ -43,7 +44,7 @@ class Counter(gymnasium.Env):
 @pytest.fixture(autouse=True, scope="module")
 def registered():
     entry_points = {"Counter": Counter, "Cut": Counter, "Doubled": Doubled, "Boxed": Boxed, "Untold": zip}
-    entry_points |= {"Refusing": Refusing}
+    entry_points |= {"Refusing": Refusing, "Telling": Telling, "Shrinking": Shrinking}
     for name, entry_point in entry_points.items():
         options = {
             "max_episode_steps": 2 if name == "Cut" else None,
@@ -86,9 +87,45 @@ def test_a_reward_that_is_none_ends_the_run_however_often_it_is_made_anew(mode):
     envs.close()
 
 
+class Telling(Counter):
+    """Its infos are never alike."""
+
+    def step(self, action):
+        *row, _ = super().step(action)
+        return *row, {"legal": np.arange(self.steps + self.np_random.integers(9)), "told": {}, str(self.steps): None}
+
+
+class Shrinking(Counter):
+    """Its second observation is of another shape than its space says."""
+
+    def step(self, action):
+        observation, *row = super().step(action)
+        return observation[0] if self.steps == 2 else observation, *row
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_infos_may_be_anything(mode):
+    envs = make("test_gymnasium/Telling-v0", 3, vectorization_mode=mode)
+    envs.reset()
+    rows = [envs.step(np.full(3, 5)) for _ in range(4)]
+    envs.close()
+    assert [row.rewards.tolist() for row in rows] == [[5.0] * 3] * 3 + [[0.0] * 3]
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_an_observation_of_another_shape_than_its_space_ends_the_run(mode):
+    envs = make("test_gymnasium/Shrinking-v0", 2, vectorization_mode=mode)
+    envs.reset()
+    envs.step(np.full(2, 5))
+    with pytest.raises(RunError, match=r"its space says observation \[1\] of float32, it gave \[\]"):
+        envs.step(np.full(2, 5))
+    envs.close()
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
 @pytest.mark.parametrize("num_envs", [1, 2])
-def test_numbers_from_other_processes_may_be_arrays_of_one(num_envs):
-    envs = make("test_gymnasium/Boxed-v0", num_envs, vectorization_mode="async")
+def test_numbers_may_be_arrays_of_one(num_envs, mode):
+    envs = make("test_gymnasium/Boxed-v0", num_envs, vectorization_mode=mode)
     envs.reset()
     rows = [envs.step(np.full(num_envs, 6)) for _ in range(5)]
     envs.close()
@@ -228,6 +265,7 @@ def test_wrappers_are_laid_over_the_environment():
         ({"wrappers": [{"a": 1}]}, "is no wrapper"),
         ({"wrappers": ["nowhere:Nothing"]}, "no module named 'nowhere'"),
         ({"wrappers": ["gymnasium.wrappers:Nothing"]}, "has no 'Nothing'"),
+        ({"wrappers": ["os:path"]}, "os:path is no wrapper, but a module"),
         ({"wrappers": ["NoModule"]}, "write module:Name"),
         ({"wrappers": [{"gymnasium.wrappers:ClipReward": {"nope": 1}}]}, "cannot be made"),
     ],
@@ -235,6 +273,12 @@ def test_wrappers_are_laid_over_the_environment():
 def test_mistakes_with_wrappers_are_told_in_words(options, message):
     with pytest.raises(UserError, match=message):
         make("CartPole-v1", **options)
+
+
+@pytest.mark.parametrize("name", ["num_envs", "id", "vector_kwargs"])
+def test_a_name_that_gymnasium_takes_itself_is_no_option(name):
+    with pytest.raises(UserError, match=f"env_kwargs.{name}: Gymnasium has this name for itself"):
+        maker("CartPole-v1", {name: 3}, render=False)
 
 
 class Strict(Counter):
@@ -289,6 +333,7 @@ sys.path.insert(0, {tests!r})
 import gymnasium, numpy as np
 from fasta2c.envs.gymnasium import GymnasiumEnvs
 from fasta2c.envs.ids import resolve
+from fasta2c.envs.registry import maker
 from test_gymnasium import Failing
 
 gymnasium.register("test_gymnasium/Failing-v0", entry_point=Failing)

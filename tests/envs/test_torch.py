@@ -79,13 +79,40 @@ class Wrong(Counter):
             found[0] = {"steps": found[0]["steps"]}
         elif self.wrong == "rewards":
             found[1] = found[1].unsqueeze(1)
+        elif self.wrong == "device":
+            found[0] = {"steps": found[0]["steps"], "parity": found[0]["parity"].to("meta")}
+        elif self.wrong == "flags":
+            found[2] = found[2].to("meta")
         return tuple(found)
+
+
+class Learnt(Counter):
+    """Moves by a network of its own, whose parameters are there to be learnt by somebody else."""
+
+    def __init__(self, num_envs, *, device, seed):
+        super().__init__(num_envs, device=device, seed=seed)
+        self.scale = torch.nn.Parameter(torch.ones((), device=device))
+
+    def observe(self):
+        with torch.enable_grad():
+            observed = super().observe()
+            return {"steps": observed["steps"] * self.scale, "parity": observed["parity"]}
+
+    def step(self, actions):
+        observed, rewards, *ends = super().step(actions)
+        with torch.enable_grad():
+            return observed, rewards * self.scale, *ends
 
 
 @pytest.fixture(autouse=True)
 def theirs(monkeypatch):
     module = types.SimpleNamespace(
-        Counter=Counter, Wrong=Wrong, Rude=Rude, Paying=Paying, Bare=lambda num_envs, device, seed: object()
+        Counter=Counter,
+        Wrong=Wrong,
+        Rude=Rude,
+        Paying=Paying,
+        Learnt=Learnt,
+        Bare=lambda num_envs, device, seed: object(),
     )
     monkeypatch.setitem(sys.modules, "theirs", module)
 
@@ -176,7 +203,9 @@ def test_a_class_that_cannot_be_used_is_told_in_words(name, options, message):
     [
         ("observations", r"its space says steps \[1\] of float32 for each environment, it gave \[4\] for all"),
         ("missing", "'parity' is missing"),
-        ("rewards", r"rewards as a tensor of shape \[4\]"),
+        ("rewards", r"rewards as a tensor of shape \[4\] on cpu"),
+        ("device", "its observations are on meta, not on cpu"),
+        ("flags", r"terminated as a tensor of shape \[4\] on cpu"),
     ],
 )
 def test_rows_of_the_wrong_shape_are_told_in_words(wrong, message):
@@ -217,3 +246,10 @@ def test_what_a_method_raises_is_told_in_words(monkeypatch, method):
     told = rf"torch:theirs:Counter: {method} raised ZeroDivisionError: division by zero \(test_torch.py:\d+\)"
     with pytest.raises(RunError, match=told):
         calls[method]()
+
+
+def test_nothing_of_an_environment_is_differentiated(tmp_path):
+    run = train(
+        TrainConfig(env="torch:theirs:Learnt", num_envs=4, total_steps=300, run_dir=tmp_path / "run", quiet=True)
+    )
+    assert evaluate(run.run_dir, episodes=3).episodes == 3

@@ -42,6 +42,22 @@ def test_a_space_is_a_leaf(space, leaf):
     assert spec(space).leaves == (leaf,)
 
 
+@pytest.mark.parametrize("space", [Discrete(2, start=2**40), Box(2**33, 2**33 + 9, (2,), np.int64)])
+def test_whole_numbers_that_float32_takes_for_one_are_refused(space):
+    with pytest.raises(UserError, match="are all one in 32 bits"):
+        spec(space)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [Box(0, 100, (3,), np.uint8), Box(0, 1, (3,)), MultiDiscrete([256] * 3), Dict({"x": Box(0, 255, (3,), np.uint8)})],
+)
+def test_a_network_fits_where_the_numbers_mean_the_same(other):
+    trained = spec(Box(0, 255, (3,), np.uint8))
+    assert trained.fits(spec(Box(0, 255, (3,), np.int32)))
+    assert not trained.fits(spec(other))
+
+
 def test_dicts_and_tuples_nest():
     space = Dict({"b": Dict({"x": Box(0, 1, (2,)), "y": Discrete(3)}), "a": spaces.Tuple((Discrete(2), Box(0, 1, ())))})
     assert {leaf.path for leaf in spec(space).leaves} == {("b", "x"), ("b", "y"), ("a", "0"), ("a", "1")}

@@ -161,6 +161,43 @@ def test_environments_of_ones_own_without_pictures_are_refused(monkeypatch):
     gymnasium.registry.pop("Undrawn-v0")
 
 
+class Growing(Undrawn):
+    """Its pictures grow from step to step; it tells no pace that a film can have."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": "fast"}  # noqa: RUF012
+
+    def __init__(self, render_mode=None, channels=3):
+        self.at, self.channels = 0, channels
+
+    def step(self, action):
+        self.at += 1
+        return np.zeros(2, np.float32), 1.0, False, self.at == 5, {}
+
+    def render(self):
+        return np.zeros((40 + self.at, 40, self.channels), np.uint8)
+
+
+def test_pictures_that_change_their_size_are_told_of(tmp_path, capsys):
+    gymnasium.register("Growing-v0", entry_point=Growing, disable_env_checker=True)
+    try:
+        kwargs = {"render_mode": "rgb_array"}
+        settings = {**SMALL, "env": "gymnasium:Growing-v0", "env_kwargs": kwargs, "video_interval": 5}
+        run = train(TrainConfig(run_dir=tmp_path / "run", **settings)).run_dir
+        assert (
+            "no film could be made (the environment's pictures change from 40 x 40 to 40 x 41"
+            in capsys.readouterr().err
+        )
+        with pytest.raises(UserError, match="pictures change from 40 x 40 to 40 x 41"):
+            record(run, tmp_path / "a.gif")
+        with pytest.raises(
+            UserError, match=r"are to be \[height, width, 3\], all of one size, and one is \[40, 40, 4\]"
+        ):
+            record(run, tmp_path / "a.gif", env_kwargs={"channels": 4})
+        assert not list(tmp_path.glob("*.gif")) and not list(tmp_path.glob(".*.tmp"))
+    finally:
+        gymnasium.registry.pop("Growing-v0")
+
+
 class Walk:
     observation_space, action_space = Box(0, 1, (2,), np.float32), Discrete(2)
 

@@ -305,7 +305,7 @@ def test_a_setting_that_fails_is_told_and_the_others_go_on(tmp_path):
         ('--space {"gamma":[1,1.0]}', "space.gamma: [1, 1.0] has 1.0 twice"),
         ('--space {"lr":{"low":0,"high":1,"log":true}} --sampler tpe --trials 1', "true only of a range above 0"),
         ('--space {"lr":{"low":1,"high":2,"log":1}} --sampler tpe --trials 1', "log is true or false"),
-        ('--space {"lr":[1e-3]} --seeds -1', "seed: -1 is out of range"),
+        ('--space {"lr":[1e-3]} --seeds -1', "seeds: -1 is out of range"),
         ('--space {"lr":["x"]}', "space: lr: expected a number, found text"),
         ('--space {"lr":{"low":0.1,"high":1}}', "space.lr: a grid needs a list of values"),
         ('--space {"lr":{"low":0.1}} --sampler tpe --trials 2', "space.lr: {'low': 0.1} is no range"),
@@ -352,6 +352,33 @@ def test_a_sweep_of_which_nothing_could_be_run_has_failed(tmp_path, capsys):
     assert main(["sweep", "--space", '{"sde":[true]}', "--sweep-dir", str(tmp_path / "s"), "--quiet"]) == 1
     told = capsys.readouterr()
     assert not told.out and "no setting came to an end" in told.err and "sde: it is for real-valued" in told.err
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"trials": -1}, "trials: -1 is out of range"),
+        ({"trials": 0}, "trials: 0 is out of range"),
+        ({"trials": 1.5}, "trials: expected a whole number"),
+        ({"trials": "2"}, "trials: expected a whole number"),
+        ({"seeds": 3}, "seeds: expected a list"),
+        ({"seeds": ["a"]}, "seeds: expected a whole number"),
+        ({"seeds": ()}, "seeds: at least one"),
+        ({"space": {3: [1]}}, "space: 3 is nothing to search"),
+        ({"space": [("lr", [1])]}, "space: nothing to search"),
+    ],
+)
+def test_mistakes_in_python(tmp_path, given, told):
+    with pytest.raises(UserError, match=told):
+        sweep(quick(), **{"space": GRID, "folder": tmp_path / "s", **given})
+    assert not (tmp_path / "s").exists()
+
+
+def test_numpys_numbers_are_welcome(tmp_path, pretended):
+    space = {"lr": [np.float64(1e-3), np.float32(0.5)], "num_steps": np.array([4, 8])}
+    tried = sweep(quick(), space, tmp_path / "s", seeds=np.arange(2))
+    assert len(tried) == 4 and tried[0].values == {"lr": 0.5, "num_steps": 4}
+    assert yaml.safe_load((tmp_path / "s" / "best.yaml").read_text())["lr"] == 0.5
 
 
 def test_a_sampler_that_there_is_not_is_refused(tmp_path):
