@@ -15,7 +15,8 @@ class Callback:
     """Override what is of interest; an error raised in here ends the run, its log and last checkpoint whole.
 
     `run` knows `env_steps`, `update`, `mean_return` (over the last 100 games), `config`, `run_dir`, `policy` (which
-    goes on learning) and `stop()`, which ends the run after this update as if its budget were spent.
+    goes on learning, and is one and the same all the time: `policy.reset()` before other games, if it has memory) and
+    `stop()`, which ends the run after this update as if its budget were spent.
     """
 
     def on_update(self, run: Trainer) -> None:
@@ -25,4 +26,4 @@ class Callback:
         """A whole game, not only a life of it, has ended in the rollout that an update was just made of."""
 
     def on_checkpoint(self, run: Trainer, path: Path) -> None:
-        """The run was saved as `path`."""
+        """The run was saved as `path`, in the course of it or at its end."""

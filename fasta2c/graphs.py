@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from fasta2c.errors import RunError, is_out_of_memory, one_line
+from fasta2c.errors import PeerLost, RunError, is_out_of_memory, one_line
 
 R = TypeVar("R")
 
@@ -81,8 +81,10 @@ class Graphs:
                 result = work()
         except (RuntimeError, RunError) as error:
             # To end a recording that has failed is an error as well, which says nothing of the first.
-            first = error.__context__ if isinstance(error.__context__, (RuntimeError, RunError)) else error
-            if is_out_of_memory(first):
+            first, ending = error, isinstance(error, RuntimeError)
+            if ending and isinstance(error.__context__, RuntimeError | RunError):
+                first = error.__context__
+            if isinstance(first, PeerLost) or is_out_of_memory(first):
                 raise first from None
             raise RunError(
                 f"a GPU's work could not be recorded as a CUDA graph: {one_line(first)}. A network that waits for the "

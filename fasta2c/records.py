@@ -123,9 +123,9 @@ class Records:
                 self._tally.load_state_dict(state["log"]["metrics"])
                 self._logged = {name: state["log"][name] for name in self._logged}
             # A best policy of the time since the last checkpoint is kept; one that is undone by going back is not.
-            until = parts.collector.env_steps if older else None
-            best = checkpoint.best_return(directory, until=until) if ranks.leads else None
-            self.best_return = ranks.broadcast_object(best)
+            best = ranks.broadcast_object(checkpoint.best_of(directory) if ranks.leads else None)
+            if best is not None and not (older and best[1] > parts.collector.env_steps):
+                self.best_return = best[0]
         if ranks.leads:
             directory.write_config({**shown(config), "versions": versions(), "commit": commit()})
         self.log = MetricsLog(
@@ -171,6 +171,8 @@ class Records:
         state = self._state(standing)
         if self._ranks.leads:
             checkpoint.save(self._directory, state, env_steps=standing.env_steps)
+            if self.best_return is None:
+                checkpoint.drop_best(self._directory)
         self.saved_at = time.monotonic()
 
     def finish(self, standing: Standing) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -262,8 +262,6 @@ class Trainer:
                 raise RunError(f"out of memory: {told}") from error
             if self.config.deterministic and "deterministic" in str(error):
                 raise RunError(f"deterministic: {str(error).partition(', but you set')[0]}.") from error
-            if self.parts.model.has_modes:
-                raise RunError(f"encoder: {self.config.encoder} cannot be learnt with: {custom.told(error)}") from error
             raise
         finally:
             # A run that failed has its own error to tell; that the disk is full as well must not hide it.
@@ -281,7 +279,8 @@ class Trainer:
             fraction = self.env_steps / config.total_steps
             rollout = collector.collect()
             with timer("update"):
-                metrics = self.learner.update(rollout, fraction)
+                with self._told_of_encoder():
+                    metrics = self.learner.update(rollout, fraction)
                 collector.settle()  # from here games and env steps count, which ranks have told each other meanwhile
                 self._take(metrics)
             if self.update == warm_update:
@@ -296,6 +295,16 @@ class Trainer:
                 if self._due(config.checkpoint_interval) or self._agreement.wishes.save:
                     self._save()
                 progress.update(self.env_steps, sps=self.sps, episode_return=collector.episodes.mean_return)
+
+    @contextlib.contextmanager
+    def _told_of_encoder(self) -> Iterator[None]:
+        """Inside, what fails is laid to a user's own encoder, if there is one: its backward pass can raise anything."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not self.parts.model.has_modes or is_out_of_memory(error) or "deterministic" in str(error):
+                raise
+            raise RunError(f"encoder: {self.config.encoder} cannot be learnt with: {custom.told(error)}") from error
 
     def _show(self) -> None:
         """Play games beside the training, and show parameters, where these are due."""

@@ -1,8 +1,10 @@
 """What load_policy returns acts and values as the run's own network does."""
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Discrete, MultiBinary, MultiDiscrete
 
 from fasta2c import TrainConfig, load_policy, make_envs, train
 from fasta2c.errors import UserError
@@ -53,6 +55,7 @@ def test_observations_may_be_read_backwards_and_openings_be_a_list(run):
         ("Classic/CartPole", [0, 1, 2], "actions that are in Discrete"),
         ("Classic/CartPole", [0, -1, 0], "actions that are in Discrete"),
         ("Classic/CartPole", [0.0, 1.0, 0.0], "actions that are in Discrete"),
+        ("Classic/Pendulum", [[0j], [0j], [1j]], "expected real numbers"),
         ("Classic/Pendulum", [0.0, 1.0, 0.0], r"actions of shape \[3, 1\], got \[3\]"),
     ],
 )
@@ -63,9 +66,43 @@ def test_actions_that_there_are_not_are_refused(env, actions, told):
     with pytest.raises(ValueError, match=told):
         envs.step(actions)
     taken = [0, 1, 0] if env == "Classic/CartPole" else [[0.5], [1], [0]]
-    for kind in (list, np.array, torch.tensor):
+    for kind in (list, np.array, torch.tensor, lambda actions: np.array(actions)[::-1]):
         assert envs.step(kind(taken))[1].shape == (3,)
     envs.close()
+
+
+class Chooser(gymnasium.Env):
+    """Takes what its space has, and nothing else."""
+
+    def __init__(self, space):
+        kinds = {
+            "several": MultiDiscrete([3, 4], start=[1, -2]),
+            "bits": MultiBinary((2, 2)),
+            "from": Discrete(3, start=5),
+        }
+        self.action_space = kinds[space]
+        self.observation_space = gymnasium.spaces.Box(0, 1, (2,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        return np.zeros(2, np.float32), 0.0, False, False, {}
+
+
+@pytest.mark.parametrize("space", ["several", "bits", "from"])
+def test_every_choice_that_there_is_can_be_taken(space):
+    gymnasium.register("test_policy/Chooser-v0", entry_point=Chooser, disable_env_checker=True)
+    try:
+        envs = make_envs("gymnasium:test_policy/Chooser-v0", 4, seed=0, space=space)
+        envs.reset()
+        for _ in range(20):
+            envs.step(np.stack([envs.action_space.sample() for _ in range(4)]))
+        with pytest.raises(ValueError, match="expected actions that are in"):
+            envs.step(np.stack([envs.action_space.sample() for _ in range(4)]) + 9)
+    finally:
+        gymnasium.registry.pop("test_policy/Chooser-v0")
 
 
 def test_the_wrong_shape_is_refused(run):

@@ -26,6 +26,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from walks import Walk
 
 from fasta2c import TrainConfig, evaluate, load_policy
+from fasta2c.callbacks import Callback
 from fasta2c.errors import RunError, Stopped, UserError
 from fasta2c.launch import train
 from fasta2c.learning import learner
@@ -513,6 +514,50 @@ def test_an_encoder_of_the_users_learns_in_one_mode_and_acts_in_the_other(tmp_pa
     assert evaluate(run, episodes=5, greedy=True) == evaluate(run, episodes=5, greedy=True)
     mean = checkpoint.load(checkpoint.resolve(run))["model"]["encoder.encoder.layers.1.running_mean"]
     assert mean.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"recurrent": "gru", "recurrent_size": 4},
+        {"shared": False, "critic_updates": 2},
+        {"num_minibatches": 16, "num_epochs": 2, "micro_batch": 16},
+        {"shared": False, "num_minibatches": 2, "recurrent": "lstm", "recurrent_size": 4},
+    ],
+)
+def test_such_an_encoder_is_not_asked_for_statistics_of_what_is_not_learnt_from(tmp_path, monkeypatch, more):
+    """Of a single observation, as after the last row of one environment, there are none."""
+    monkeypatch.setitem(sys.modules, "mine", types.SimpleNamespace(Moody=Moody))
+    seen.clear()
+    settings = {"shared": True, "encoder": "mine:Moody", "num_envs": 16, "num_steps": 16, **more}
+    assert train(config(tmp_path, total_steps=2000, **settings)).env_steps >= 2000
+    assert (True, True) in seen
+    assert (True, False) not in seen
+
+
+def test_statistics_of_bad_numbers_are_not_kept(tmp_path, monkeypatch):
+    class Poisoned(Moody):
+        def forward(self, x):
+            poisoned.append(self.training and len(poisoned) == 200)
+            return super().forward(torch.full_like(x, torch.nan) if poisoned[-1] else x)
+
+    poisoned: list[bool] = []
+    monkeypatch.setitem(sys.modules, "mine", types.SimpleNamespace(Poisoned=Poisoned))
+    run = train(config(tmp_path, encoder="mine:Poisoned", num_envs=16, num_epochs=4, on_nan="skip")).run_dir
+    assert json.loads((run / "summary.json").read_text())["skipped_updates"] >= any(poisoned) > 0
+    state = checkpoint.load(checkpoint.resolve(run))["model"]
+    assert all(torch.isfinite(x).all() for x in state.values())
+
+
+class Shaken(Callback):
+    def on_update(self, run):
+        raise RuntimeError("a shape of my own")
+
+
+def test_what_a_callback_raises_is_not_laid_to_the_encoder(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mine", types.SimpleNamespace(Moody=Moody))
+    with pytest.raises(RuntimeError, match="^a shape of my own$"):
+        train(config(tmp_path, encoder="mine:Moody", num_envs=16), callbacks=[Shaken()])
 
 
 class InPlace(Moody):

@@ -191,17 +191,20 @@ class VectorEnvs:
 
     def _taken(self, actions: Any) -> Any:
         """`actions` as the environments take them; EnvPool would end the process over too few of them."""
-        tensor, kind = torch.as_tensor(actions), self.spec.actions
+        # An array that is read backwards is none to torch.
+        tensor = torch.as_tensor(np.ascontiguousarray(actions) if isinstance(actions, np.ndarray) else actions)
+        kind = self.spec.actions
         if tuple(tensor.shape) != (self.num_envs, *kind.shape):
             raise ValueError(f"expected actions of shape {[self.num_envs, *kind.shape]}, got {list(tensor.shape)}")
-        if self._envs.on_device:
-            return tensor.to(self._device)
-        array = tensor.cpu().numpy()
-        if not isinstance(kind, Choices):
-            return array.astype(np.float32, copy=False)
-        if array.dtype.kind not in "iub" or (array < self._first).any() or (array > self._last).any():
-            raise ValueError(f"expected actions that are in {self.action_space}, got {array.tolist()}")
-        return array
+        if isinstance(kind, Choices):
+            array = tensor.cpu().numpy()
+            if array.dtype.kind not in "iub" or (array < self._first).any() or (array > self._last).any():
+                raise ValueError(f"expected actions that are in {self.action_space}, got {array.tolist()}")
+        elif tensor.is_complex():
+            raise ValueError(f"expected real numbers, got {tensor.dtype}")
+        elif not tensor.is_floating_point():
+            tensor = tensor.float()
+        return tensor.to(self._device) if self._envs.on_device else tensor.cpu().numpy()
 
     def _push(self, frames: Any, first: Any) -> Observations:
         assert self._window is not None

@@ -19,6 +19,8 @@ class Single(gymnasium.Wrapper[Any, Any, Any, Any]):
     """
 
     _layout: Layout | None = None
+    _shape: tuple[int, ...] | None = None
+    """Of an observation that is a single array."""
 
     def reset(self, **given: Any) -> tuple[Any, dict[str, Any]]:
         """As the environment does."""
@@ -26,14 +28,19 @@ class Single(gymnasium.Wrapper[Any, Any, Any, Any]):
         return self._checked(observation), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """As the environment does; raises `ValueError` for a reward that is no number, or a shape that is wrong."""
+        """As the environment does; raises `TypeError` or `ValueError` for a reward that is not one number."""
         observation, reward, terminated, truncated, _ = self.env.step(action)
-        paid = reward if type(reward) is float else np.asarray(reward, dtype=np.float64).item()
-        return self._checked(observation), paid, bool(terminated), bool(truncated), {}
+        paid = reward if type(reward) is float else float(np.asarray(reward).item())
+        if self._shape is None or getattr(observation, "shape", None) != self._shape:
+            self._checked(observation)
+        return observation, paid, bool(terminated), bool(truncated), {}
 
     def _checked(self, observation: Any) -> Any:
+        """`observation`; raises `ValueError` where it is not of the shapes that the space says."""
         if self._layout is None:
             self._layout = Layout(observation_leaves(self.observation_space, str(self.spec and self.spec.id)))
+            only = self._layout.leaves[0]
+            self._shape = only.shape or None if only.path == () else None
         for leaf, value in zip(self._layout.leaves, self._layout.flatten(observation), strict=True):
             if leaf.shape and np.shape(value) != leaf.shape:
                 raise ValueError(f"its space says {leaf}, it gave {list(np.shape(value))}")

@@ -7,6 +7,9 @@ What such a class must have, for E environments stepped in lockstep:
 - `reset()`, which gives the first observations: a tensor [E, ...], or dicts of them as the space nests them;
 - `step(actions)`, which gives observations, rewards [E], terminated [E] and truncated [E] (bool).
 
+Both are called without gradients, and what they give is on `device`; a class that differentiates something of its own
+does so under `torch.enable_grad()`.
+
 It may have `render()`, which gives pictures [E, height, width, 3] of bytes, and `fps`, how many steps make a second of
 a film (30).
 

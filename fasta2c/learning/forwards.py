@@ -6,6 +6,7 @@ Shapes: T rows, E environments, B samples of a chunk, P numbers of a distributio
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ class Forwards:
             values.append(critic(rollout.observations(*chunk)))
             rollout.values_T1E[chunk] = values[-1].detach().view_as(rollout.values_T1E[chunk])
         last = slice(rollout.num_steps, rollout.num_steps + 1)
-        with torch.no_grad():
+        with self._passes.aside():
             for part in env_slices(envs, self._micro_batch):
                 rollout.values_T1E[last, part] = critic(rollout.observations(last, part))
         return (
@@ -66,15 +67,16 @@ class Forwards:
         kept, ratios_TE = [], torch.empty_like(rollout.log_probs_TE)
         for chunk in chunks:
             rows, part = chunk
-            with torch.set_grad_enabled(self._keep_recomputed):
+            with nullcontext() if self._keep_recomputed else self._passes.aside():
                 policy_BP, values_B, state = self._passes.recompute(rollout, chunk, rollout.first_state_ES[part])
             with torch.no_grad():
                 actions = rollout.actions_TE[chunk].flatten(0, 1)
                 log_probs_B = self._distribution.log_prob(policy_BP, actions)
                 ratios_TE[chunk] = (log_probs_B.view_as(ratios_TE[chunk]) - rollout.log_probs_TE[chunk]).exp()
                 rollout.values_T1E[chunk] = values_B.view_as(ratios_TE[chunk])
-                if rows.stop == rollout.num_steps:
-                    last = slice(rows.stop, rows.stop + 1), part
+            if rows.stop == rollout.num_steps:
+                last = slice(rows.stop, rows.stop + 1), part
+                with self._passes.aside():
                     rollout.values_T1E[last] = self._passes.values(rollout, last, state)[0]
             if self._keep_recomputed:
                 kept.append(Forward(chunk, policy_BP, values_B))
@@ -88,11 +90,12 @@ class Forwards:
     def write_values(self, rollout: RolloutBuffer, chunk: Chunk, values_T1E: Tensor) -> None:
         """Write the values of some rows by now, and of the one after the rollout's last, into `values_T1E`."""
         rows, envs = chunk
-        values_B, state = self._passes.values(rollout, chunk, rollout.first_state_ES[envs])
-        values_T1E[chunk] = values_B.view_as(values_T1E[chunk])
-        if rows.stop == rollout.num_steps:
-            last = slice(rows.stop, rows.stop + 1), envs
-            values_T1E[last] = self._passes.values(rollout, last, state)[0]
+        with self._passes.aside():
+            values_B, state = self._passes.values(rollout, chunk, rollout.first_state_ES[envs])
+            values_T1E[chunk] = values_B.view_as(values_T1E[chunk])
+            if rows.stop == rollout.num_steps:
+                last = slice(rows.stop, rows.stop + 1), envs
+                values_T1E[last] = self._passes.values(rollout, last, state)[0]
 
     def values(self, rollout: RolloutBuffer, chunk: Chunk) -> Tensor:
         """The critic's values [B] for some rows by now, differentiable."""

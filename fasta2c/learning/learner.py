@@ -101,15 +101,16 @@ class Learner:
         self._ent_coef.fill_(self.ent_coef)
         if self._step is None or rollout is not self._rollout:
             self._rollout, self._step = rollout, self._graphs.wrap(partial(self._update, rollout))
-        self._model.learns(True)
+        self._model.set_learning(True)
         try:
             with accel.threads(self._threads), torch.enable_grad():  # which some simulators switch off for good
                 return self._step()
         finally:
-            self._model.learns(False)
+            self._model.set_learning(False)
 
     def _update(self, rollout: RolloutBuffer) -> Tensor:
         self.watch.examine(rollout)
+        statistics = [x.clone() for x in self._model.statistics()]
         rewards_TE = self._rewards(rollout)
         advantages_TE, returns_TE = torch.empty_like(rewards_TE), torch.zeros_like(rewards_TE)
         targets_TE = returns_TE if self._target_lambda == self._config.gae_lambda else torch.empty_like(returns_TE)
@@ -143,6 +144,7 @@ class Learner:
             made = torch.stack([count, grad_norm, torch.ones_like(grad_norm)])
             totals += torch.where(moves, torch.cat([sums, made]), 0.0)
             learnt_TE[:, envs] |= rollout.valid_TE[:, envs] & wanted
+        self._settle_statistics(statistics)
         self.watch.conclude()
         if self._model.moments is not None:  # only now: within an update all is normalised alike
             chunks = rollout.chunks(self._micro_batch)
@@ -151,6 +153,12 @@ class Learner:
         means = totals[:3] / totals[3]
         explained = explained_variance(values_TE, returns_TE, learnt_TE, self._ranks)
         return torch.cat([means, torch.stack([explained, totals[4] / totals[5]])])
+
+    def _settle_statistics(self, before: list[Tensor]) -> None:
+        """Bring what an encoder gathers to the mean of all ranks; as it was `before` where the numbers were bad."""
+        for x, old in zip(self._model.statistics(), before, strict=True):
+            mean = self._ranks.all_reduce(x.clone()) / self._ranks.world_size
+            x.copy_(torch.where(self.watch.bad, old, mean))
 
     def _count(self, rollout: RolloutBuffer, minibatches: list[slice]) -> Tensor:
         """All ranks' valid rows in each of `minibatches` [number]; with it they tell if numbers are bad."""
@@ -236,9 +244,8 @@ class Learner:
         valid_TE, chunks = rollout.valid_TE, list(rollout.chunks(self._micro_batch, envs))
         total = torch.zeros(1, device=moves.device)
         values_T1E, targets_TE = torch.empty_like(rollout.values_T1E), torch.empty_like(rollout.rewards_TE)
-        with torch.no_grad():
-            for chunk in chunks:
-                self._forwards.write_values(rollout, chunk, values_T1E)
+        for chunk in chunks:
+            self._forwards.write_values(rollout, chunk, values_T1E)
         targets_TE[:, envs] = estimate(values_T1E, self._target_lambda)[1]
         self._optimizer.zero_grad(set_to_none=True)
         for chunk in chunks:

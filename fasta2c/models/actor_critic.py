@@ -69,7 +69,7 @@ class ActorCritic(nn.Module):
         self.value_head = orthogonal(nn.Linear(features, 1), 1.0)
         self.has_modes = ":" in config.encoder
         """Whether it may do otherwise while it learns than while it acts: a user's own encoder may."""
-        self.learns(False)
+        self.set_learning(False)
 
     def forward(self, observations: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Observations [B, ...], as a rollout holds them or leaf by leaf, to distributions [B, P] and values [B]."""
@@ -78,10 +78,16 @@ class ActorCritic(nn.Module):
         critic = features if self.critic_encoder is None else self._encode(self.critic_encoder, leaves)
         return self.distribution(self.policy_head(features), features, mask), self.value_head(critic).squeeze(-1)
 
-    def learns(self, learning: bool) -> None:
+    def set_learning(self, learning: bool) -> None:
         """Tell a user's own encoder, whose dropout and batch statistics go by it, what its outputs are wanted for."""
         if self.has_modes:
             self.train(learning)
+
+    def statistics(self) -> list[Tensor]:
+        """What a user's own encoder gathers of the samples that it learns from, such as a batch normalisation's."""
+        encoders = [encoder for encoder in (self.encoder, self.critic_encoder) if encoder is not None]
+        buffers = [x for encoder in encoders for x in encoder.buffers()] if self.has_modes else []
+        return [x for x in buffers if x.is_floating_point()]
 
     @property
     def state_size(self) -> int:

@@ -5,7 +5,8 @@ Shapes: T rows and B environments of a chunk, P numbers of a distribution, S of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,6 +31,8 @@ class Passes:
     of many rows at once when the rollout is complete."""
     unroll: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
     """`ActorCritic.unroll`, where the network has memory: called in place of the others."""
+    set_learning: Callable[[bool], None] = lambda learning: None
+    """`ActorCritic.set_learning`."""
 
     @classmethod
     def of(cls, model: ActorCritic, *, compiled: bool = False, values_later: bool = False) -> Passes:
@@ -40,7 +43,18 @@ class Passes:
             made(model.values),
             policy=made(model.policy) if values_later else None,
             unroll=made(model.unroll) if model.memory is not None else None,
+            set_learning=model.set_learning,
         )
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Inside an update: what is computed here is not learnt from, and made as in acting, without gradients."""
+        self.set_learning(False)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.set_learning(True)
 
     def act(self, rollout: RolloutBuffer, chunk: Chunk) -> tuple[Tensor, Tensor | None]:
         """Distributions [B, P] and values [B] of a row's observations; no values where these are made later.

@@ -52,29 +52,22 @@ def save_best(directory: RunDirectory, state: Mapping[str, Any]) -> None:
     _write(directory, directory.best, state)
 
 
-def best_return(directory: RunDirectory, *, until: int | None = None) -> float | None:
-    """What the policy of best.pt came to; None where there is none.
-
-    Args:
-        directory: of the run.
-        until: remove the file where it is of more env steps than these.
-
-    Raises:
-        RunError: it cannot be removed.
-    """
+def best_of(directory: RunDirectory) -> tuple[float, int] | None:
+    """What the policy of best.pt came to, and after how many env steps; None where there is none."""
     try:
         state = load(directory.best)
         with understood(directory.best):
-            reached, env_steps = float(state["best_return"]), int(state["collector"]["env_steps"])
-    except UserError:
-        return None  # missing or damaged: the next good policy takes its place
-    if until is None or env_steps <= until:
-        return reached
+            return float(state["best_return"]), int(state["collector"]["env_steps"])
+    except UserError:  # missing or damaged: the next good policy takes its place
+        return None
+
+
+def drop_best(directory: RunDirectory) -> None:
+    """Remove best.pt, if it is there; raises `RunError` where that is refused."""
     try:
-        directory.best.unlink()
+        directory.best.unlink(missing_ok=True)
     except OSError as error:
-        raise _refused(directory.best, error) from None
-    return None
+        raise RunError(f"{directory.best} cannot be removed ({reason(error)}).") from None
 
 
 def load(path: Path, *, map_location: str | torch.device = "cpu") -> dict[str, Any]:

@@ -113,7 +113,7 @@ class Layout:
         for leaf in self.leaves:
             value = observations
             for key in leaf.path:
-                if isinstance(value, tuple) and key.isdecimal() and int(key) < len(value):
+                if isinstance(value, tuple | list) and key.isdecimal() and int(key) < len(value):
                     value = value[int(key)]
                 elif isinstance(value, Mapping) and key in value:
                     value = value[key]

@@ -65,6 +65,10 @@ def observation_leaves(space: gymnasium.Space[Any], env_id: str) -> tuple[Leaf, 
     found = tuple(_leaves(space, (), env_id))
     if not sum(leaf.size for leaf in found):
         raise UserError(f"{env_id}: its observations are empty ({space}).")
+    for leaf in found:
+        if leaf.huge and leaf.low < leaf.high and np.float32(leaf.low) == np.float32(leaf.high):
+            told = f"whole numbers from {leaf.low:,.0f} to {leaf.high:,.0f}, which are all one in 32 bits"
+            raise UserError(f"{env_id}: its {leaf} has {told}; let them begin at 0.")
     return found
 
 
@@ -103,7 +107,4 @@ def _integers(path: tuple[str, ...], shape: tuple[int, ...], low: int, high: int
     if low >= 0 and high <= 255:
         return Leaf(path, shape, "uint8", *bounds, categorical)
     fits = low >= -(2**31) and high < 2**31
-    if bounded and not fits and high > low:
-        where = f"observation {'.'.join(path)!r}" if path else "its observation"
-        raise UserError(f"{where}: whole numbers from {low:,} to {high:,} are all one in 32 bits; let them begin at 0.")
     return Leaf(path, shape, "int32" if fits else "float32", *bounds, categorical and fits, huge=not fits)

@@ -71,20 +71,20 @@ def test_a_refusal_closes_what_was_made(monkeypatch):
     assert len(made) == len(closed) == 1
 
 
-class Any(gymnasium.Env):
-    """Observes as many numbers as nobody else."""
+class Wider(gymnasium.Env):
+    """Observes more numbers than the one before."""
 
     action_space, made = gymnasium.spaces.Discrete(2), 0
 
     def __init__(self):
-        Any.made += 1
-        self.observation_space = gymnasium.spaces.Box(0, 1, (1 + Any.made,), np.float32)
+        Wider.made += 1
+        self.observation_space = gymnasium.spaces.Box(0, 1, (1 + Wider.made,), np.float32)
 
 
 def test_groups_of_other_spaces_are_refused():
-    gymnasium.register("test_groups/Any-v0", entry_point=Any, disable_env_checker=True)
+    gymnasium.register("test_groups/Wider-v0", entry_point=Wider, disable_env_checker=True)
     try:
-        with pytest.raises(UserError, match="test_groups/Any-v0: its environments do not all have the same spaces"):
-            groups_of("gymnasium:test_groups/Any-v0", E)
+        with pytest.raises(UserError, match="test_groups/Wider-v0: its environments do not all have the same spaces"):
+            groups_of("gymnasium:test_groups/Wider-v0", E)
     finally:
-        gymnasium.registry.pop("test_groups/Any-v0")
+        gymnasium.registry.pop("test_groups/Wider-v0")

@@ -333,7 +333,6 @@ sys.path.insert(0, {tests!r})
 import gymnasium, numpy as np
 from fasta2c.envs.gymnasium import GymnasiumEnvs
 from fasta2c.envs.ids import resolve
-from fasta2c.envs.registry import maker
 from test_gymnasium import Failing
 
 gymnasium.register("test_gymnasium/Failing-v0", entry_point=Failing)

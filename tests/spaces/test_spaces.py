@@ -188,6 +188,10 @@ def test_a_missing_leaf_is_named():
         layout.flatten({"a": 1, "b": {}})
 
 
+def test_a_tuple_may_come_as_a_list():
+    assert spec(spaces.Tuple((Discrete(2), Discrete(3)))).layout.flatten([1, 2]) == [1, 2]
+
+
 @pytest.mark.parametrize("actions", [Discrete(3), MultiDiscrete([3, 4]), Box(-1, INF, (2, 2))])
 @pytest.mark.parametrize(
     "observations", [Box(0, 255, (1, 84, 84), np.uint8), Dict({"a": Discrete(3), "b": Box(0, 1, ())})]
