@@ -26,4 +26,4 @@ class Callback:
         """A whole game, not only a life of it, has ended in the rollout that an update was just made of."""
 
     def on_checkpoint(self, run: Trainer, path: Path) -> None:
-        """The run was saved as `path`, in the course of it or at its end."""
+        """The run was saved as `path`."""

@@ -162,7 +162,7 @@ class Trainer:
         resources.callback(self.records.close)
         if (job is not None and state is None) or older:
             # What torchrun restarts goes on from here at least, and not from what an older one has undone.
-            self.records.save(self.standing)
+            self._save()
 
     def _open(self, resume: Path, resources: ExitStack) -> tuple[Path, dict[str, Any], bool]:
         """The checkpoint that `resume` means, what it holds, and whether it may be older than the run's last."""
