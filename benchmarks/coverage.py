@@ -6,11 +6,14 @@ Ids go in batches to worker processes, so that an environment that takes its pro
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
 import json
 import math
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -104,39 +107,52 @@ def spaces_of(env: str) -> str:
 
 
 def try_all(wanted: list[tuple[str, str]], seconds: float) -> Iterator[Outcome]:
-    """The outcome of each (family, id), in order."""
+    """The outcome of each (family, id), in order; an id that a worker has died of or hung in has a second chance."""
     for start in range(0, len(wanted), BATCH):
-        left = wanted[start : start + BATCH]
+        left, again = wanted[start : start + BATCH], ""
         while left:
-            done = 0
             for outcome in try_batch(left, seconds):
+                if math.isnan(outcome.seconds) and outcome.env != again:
+                    again = outcome.env
+                    break
                 yield outcome
-                done += 1
-            left = left[done:]
+                left = left[1:]
 
 
 def try_batch(batch: list[tuple[str, str]], seconds: float) -> Iterator[Outcome]:
     """Outcomes of a worker process for as long as it lives, at least one; the id it died of is the last of them."""
     command = [sys.executable, __file__, "--worker"]
-    families = {env: family for family, env in batch}
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as worker:
-        try:
-            output, errors = worker.communicate("\n".join(env for _, env in batch), timeout=seconds * len(batch))
-        except subprocess.TimeoutExpired:
+    left = list(batch)
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True) as worker,
+    ):
+        assert worker.stdin is not None and worker.stdout is not None
+        with contextlib.suppress(BrokenPipeError), worker.stdin as ids:
+            ids.write("\n".join(env for _, env in batch))
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
             worker.kill()
-            output, errors = worker.communicate()
-    reported = 0
-    for line in output.splitlines():
-        if line.startswith("{"):
-            outcome = json.loads(line)
-            yield Outcome(family=families[outcome["env"]], **outcome)
-            reported += 1
-    if reported < len(batch):
-        family, env = batch[reported]
-        last = " ".join(errors.split())[-200:]
-        yield Outcome(env, family, "failed", f"the process ended with {worker.returncode}: {last}", math.nan)
+
+        while left:
+            alarm = threading.Timer(seconds, end)
+            alarm.start()
+            line = next((line for line in worker.stdout if line.startswith("{")), None)
+            alarm.cancel()
+            family, env = left.pop(0)
+            if line is None:
+                worker.wait()
+                errors.seek(0)
+                how = (
+                    f"it took more than {seconds:g} s"
+                    if late.is_set()
+                    else f"the process ended with {worker.returncode}"
+                )
+                yield Outcome(env, family, "failed", f"{how}: {' '.join(errors.read().split())[-200:]}", math.nan)
+                return
+            yield Outcome(family=family, **json.loads(line))
 
 
 def work(ids: list[str]) -> int:

@@ -85,7 +85,9 @@ def test_the_suite_wants_a_folder():
 
 def test_coverage_tries_one_id_of_each_family(tmp_path):
     """None may fail; those that lack something here are refused with a reason."""
-    done = script("coverage.py", "--one", "--json", tmp_path / "out.json", "--markdown", tmp_path / "out.md")
+    done = script(
+        "coverage.py", "--one", "--seconds", 60, "--json", tmp_path / "out.json", "--markdown", tmp_path / "out.md"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     outcomes = {outcome["family"]: outcome for outcome in json.loads((tmp_path / "out.json").read_text())["outcomes"]}
     assert len(outcomes) == 17
@@ -94,20 +96,27 @@ def test_coverage_tries_one_id_of_each_family(tmp_path):
 
 
 def test_coverage_blames_a_crash_on_the_id_it_happened_in(tmp_path, monkeypatch):
-    """A worker that dies costs one id; the next begins after it."""
+    """A worker that dies or hangs costs one id, if it does so twice; the next begins after it."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import coverage
 
+    monkeypatch.chdir(tmp_path)
     script = tmp_path / "worker.py"
     script.write_text(
         "import os, sys, json\n"
         "for env in sys.stdin.read().split():\n"
         "    if env == 'bad': os.abort()\n"
+        "    if env == 'slow': import time; time.sleep(60)\n"
+        "    if env == 'shy' and not os.path.exists('been'): open('been', 'w'); os.abort()\n"
         "    print(json.dumps({'env': env, 'status': 'trained', 'detail': '', 'seconds': 0.0}), flush=True)\n"
     )
     monkeypatch.setattr(coverage, "__file__", str(script))
-    outcomes = list(coverage.try_all([("F", "a"), ("F", "bad"), ("F", "c")], 10))
-    assert [(o.env, o.status) for o in outcomes] == [("a", "trained"), ("bad", "failed"), ("c", "trained")]
+    outcomes = list(coverage.try_all([("F", env) for env in ("a", "bad", "slow", "shy", "c")], 2))
+    failed = {"bad": "the process ended with -6: ", "slow": "it took more than 2 s: "}
+    assert [(o.env, o.status) for o in outcomes] == [
+        (env, "failed" if env in failed else "trained") for env in ("a", "bad", "slow", "shy", "c")
+    ]
+    assert {o.env: o.detail for o in outcomes if o.status == "failed"} == failed
 
 
 def test_coverage_with_a_pattern_that_matches_nothing():
