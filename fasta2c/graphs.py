@@ -81,8 +81,8 @@ class Graphs:
                 result = work()
         except (RuntimeError, RunError) as error:
             # To end a recording that has failed is an error as well, which says nothing of the first.
-            first, ending = error, isinstance(error, RuntimeError)
-            if ending and isinstance(error.__context__, RuntimeError | RunError):
+            first = error
+            if isinstance(error, RuntimeError) and isinstance(error.__context__, RuntimeError | RunError):
                 first = error.__context__
             if isinstance(first, PeerLost) or is_out_of_memory(first):
                 raise first from None

@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from fasta2c.errors import UserError
 from fasta2c.models.actor_critic import ActorCritic
 from fasta2c.models.encoders import is_convolutional
 from fasta2c.run.checkpoint import load, resolve, understood
-from fasta2c.spaces import EnvSpec
+from fasta2c.spaces import EnvSpec, as_tensor
 
 
 def build_model(spec: EnvSpec, config: TrainConfig, device: torch.device) -> ActorCritic:
@@ -128,8 +127,7 @@ class Policy:
         """Observations as a rollout holds them; raises `ValueError` where they are not those of the spec."""
         arrays = []
         for leaf, value in zip(self._layout.leaves, self._layout.flatten(observations), strict=True):
-            # An array that is read backwards is none to torch.
-            tensor = torch.as_tensor(np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value)
+            tensor = as_tensor(value)
             if tuple(tensor.shape[1:]) != leaf.shape:
                 name = ".".join(leaf.path) or "observations"
                 shape = ", ".join(map(str, ("B", *leaf.shape)))

@@ -12,9 +12,11 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from fasta2c.fields import Range
 from fasta2c.spaces import EnvSpec
 
-USUAL_PACE = 30.0
+# Pictures a second that a film can have, and those that it has where nobody says.
+PACES, USUAL_PACE = Range(0.1, 240), 30.0
 
 
 class Row(NamedTuple):
@@ -99,7 +101,7 @@ class HostEnvs(Protocol):
 def pace(told: Any) -> float:
     """What an environment tells as its pictures a second, if a film can have that many; else 30."""
     try:
-        return float(told) if 0.1 <= float(told) <= 240 else USUAL_PACE
+        return float(told) if PACES.holds(float(told)) else USUAL_PACE
     except (TypeError, ValueError):
         return USUAL_PACE
 

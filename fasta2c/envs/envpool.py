@@ -18,7 +18,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from fasta2c import accel
-from fasta2c.envs.base import HostEnvs, Row
+from fasta2c.envs.base import USUAL_PACE, HostEnvs, Row
 from fasta2c.envs.ids import EnvId
 from fasta2c.errors import UserError, did_you_mean, one_line
 from fasta2c.spaces import EnvSpec, spec_of
@@ -148,7 +148,7 @@ class EnvPoolEnvs(HostEnvs):
         """Of the real game, or a pace that can be followed."""
         if self._atari:
             return 60 / self._pool.config["frame_skip"]
-        return _FPS.get(self._env_id.family, 30)
+        return _FPS.get(self._env_id.family, USUAL_PACE)
 
     def render(self) -> NDArray[np.uint8]:
         """Pictures [E, height, width, 3]; raises `UserError` where EnvPool has none."""

@@ -18,7 +18,7 @@ from fasta2c.envs.ids import EnvId, resolve
 from fasta2c.envs.torch import TorchEnvs
 from fasta2c.errors import UserError
 from fasta2c.fields import Count, Seed, checked
-from fasta2c.spaces import Choices, EnvSpec, observation_space
+from fasta2c.spaces import Choices, EnvSpec, as_tensor, observation_space
 
 CPU = torch.device("cpu")
 # A tensor, or dicts of them as the observation space nests them.
@@ -191,9 +191,7 @@ class VectorEnvs:
 
     def _taken(self, actions: Any) -> Any:
         """`actions` as the environments take them; EnvPool would end the process over too few of them."""
-        # An array that is read backwards is none to torch.
-        tensor = torch.as_tensor(np.ascontiguousarray(actions) if isinstance(actions, np.ndarray) else actions)
-        kind = self.spec.actions
+        tensor, kind = as_tensor(actions), self.spec.actions
         if tuple(tensor.shape) != (self.num_envs, *kind.shape):
             raise ValueError(f"expected actions of shape {[self.num_envs, *kind.shape]}, got {list(tensor.shape)}")
         if isinstance(kind, Choices):

@@ -66,18 +66,14 @@ class Forwards:
         chunks = list(rollout.chunks(self._micro_batch, envs))
         kept, ratios_TE = [], torch.empty_like(rollout.log_probs_TE)
         for chunk in chunks:
-            rows, part = chunk
             with nullcontext() if self._keep_recomputed else self._passes.aside():
-                policy_BP, values_B, state = self._passes.recompute(rollout, chunk, rollout.first_state_ES[part])
+                policy_BP, values_B, state = self._passes.recompute(rollout, chunk, rollout.first_state_ES[chunk[1]])
             with torch.no_grad():
                 actions = rollout.actions_TE[chunk].flatten(0, 1)
                 log_probs_B = self._distribution.log_prob(policy_BP, actions)
                 ratios_TE[chunk] = (log_probs_B.view_as(ratios_TE[chunk]) - rollout.log_probs_TE[chunk]).exp()
                 rollout.values_T1E[chunk] = values_B.view_as(ratios_TE[chunk])
-            if rows.stop == rollout.num_steps:
-                last = slice(rows.stop, rows.stop + 1), part
-                with self._passes.aside():
-                    rollout.values_T1E[last] = self._passes.values(rollout, last, state)[0]
+            self._write_last(rollout, chunk, state, rollout.values_T1E)
             if self._keep_recomputed:
                 kept.append(Forward(chunk, policy_BP, values_B))
         return _popped(kept) if self._keep_recomputed else self._made_when_asked(rollout, chunks), ratios_TE[:, envs]
@@ -89,13 +85,18 @@ class Forwards:
 
     def write_values(self, rollout: RolloutBuffer, chunk: Chunk, values_T1E: Tensor) -> None:
         """Write the values of some rows by now, and of the one after the rollout's last, into `values_T1E`."""
-        rows, envs = chunk
         with self._passes.aside():
-            values_B, state = self._passes.values(rollout, chunk, rollout.first_state_ES[envs])
+            values_B, state = self._passes.values(rollout, chunk, rollout.first_state_ES[chunk[1]])
             values_T1E[chunk] = values_B.view_as(values_T1E[chunk])
-            if rows.stop == rollout.num_steps:
-                last = slice(rows.stop, rows.stop + 1), envs
-                values_T1E[last] = self._passes.values(rollout, last, state)[0]
+        self._write_last(rollout, chunk, state, values_T1E)
+
+    def _write_last(self, rollout: RolloutBuffer, chunk: Chunk, state_BS: Tensor, values_T1E: Tensor) -> None:
+        """Write the values after the rollout's last row into `values_T1E`, where `chunk` ends with that."""
+        rows, envs = chunk
+        if rows.stop == rollout.num_steps:
+            last = slice(rows.stop, rows.stop + 1), envs
+            with self._passes.aside():
+                values_T1E[last] = self._passes.values(rollout, last, state_BS)[0]
 
     def values(self, rollout: RolloutBuffer, chunk: Chunk) -> Tensor:
         """The critic's values [B] for some rows by now, differentiable."""

@@ -123,6 +123,11 @@ class Layout:
         return found
 
 
+def as_tensor(values: Any) -> Tensor:
+    """A tensor of `values`: a tensor, a list or an array, one that is read backwards too, which torch refuses."""
+    return torch.as_tensor(np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values)
+
+
 def observation_space(layout: Layout) -> spaces.Space[Any]:
     """The space of observations as `layout` stores their leaves: a Box, or Dicts of them."""
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from fasta2c.envs.base import PACES
 from fasta2c.errors import UserError
 from fasta2c.evaluation import EvalResult, Games, check_fit, counted_on, make_eval_envs, play
 from fasta2c.fields import Count, Range, Seed, checked
@@ -67,7 +68,7 @@ def record(
     check_film(out)
     episodes, seed = checked("episodes", episodes, Count), checked("seed", seed, Seed | None)
     num_envs = checked("num_envs", num_envs, Annotated[int, Range(1, 64)])
-    fps = checked("fps", fps, Annotated[float, Range(0.1, 240)] | None)
+    fps = checked("fps", fps, Annotated[float, PACES] | None)
     if episodes < num_envs:
         raise UserError(f"episodes: {episodes} for {num_envs} environments; each needs one to show.")
     policy = load_policy(run_dir, checkpoint=checkpoint, device=device, seed=seed)

@@ -195,7 +195,7 @@ def _plain(values: Any) -> Any:
 
 
 def _listed(name: str, values: Any) -> list[Any]:
-    """`values` in a list; raises `UserError` for what is none, or has no values."""
+    """`values` in a list; raises `UserError` for what cannot be gone through."""
     try:
         return [*values]
     except TypeError:
