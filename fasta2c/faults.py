@@ -1,18 +1,48 @@
-"""What a run does about numbers that are not finite: it tells of them, and goes on or ends, as `on_nan` says."""
+"""What goes wrong in a run, in the user's words: errors of torch's, and numbers that are not finite."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from fasta2c import accel, custom
+from fasta2c.config import TrainConfig
 from fasta2c.distributed import Ranks
-from fasta2c.errors import RunError, warn
+from fasta2c.errors import RunError, is_out_of_memory, warn
 from fasta2c.learning.watch import NumberWatch
+from fasta2c.parts import Parts
 from fasta2c.run.directory import RunDirectory
 
 # With --on-nan skip, so many updates in a row without one that could be applied end the run.
 SKIPS_IN_A_ROW = 10
 
 
+@contextmanager
+def explained(config: TrainConfig, parts: Parts, device: torch.device, *, learning: bool = False) -> Iterator[None]:
+    """Inside, what the user can see to becomes a `RunError` that says so.
+
+    While `learning`, that is whatever fails with an encoder of the user's own: its backward pass can raise anything.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            told = f"out of memory: {parts.needs.failed(accel.free_memory(device))}"
+        elif config.deterministic and "deterministic" in str(error):
+            told = f"deterministic: {str(error).partition(', but you set')[0]}."
+        elif learning and parts.model.has_modes:
+            told = f"encoder: {config.encoder} cannot be learnt with: {custom.told(error)}"
+        else:
+            raise
+        raise RunError(told) from error
+
+
 class Faults:
-    """Asks the watch of a learner's numbers what it has seen; every rank comes to the same end.
+    """Goes on or ends where numbers are not finite, as `on_nan` says.
+
+    Asks the watch of a learner's numbers what it has seen; every rank comes to the same end.
 
     Args:
         watch: what it saw has been kept from the parameters.

@@ -24,6 +24,7 @@ from fasta2c.run.directory import RunDirectory
 from fasta2c.run.metrics import MetricsLog
 from fasta2c.run.provenance import commit, versions
 from fasta2c.run.report import TimeReport
+from fasta2c.snapshot import Saved
 
 # What a checkpoint holds for --resume, beside what `snapshot` takes, and of what kind it is.
 RESUMED: Mapping[str, type | UnionType] = {
@@ -84,9 +85,7 @@ class Records:
         clock: of this session.
         device: where the network is.
         ranks: who trains together.
-        state: the checkpoint that the run goes on from, if it does.
-        source: the file it is from.
-        older: whether that may be from before the run's last.
+        saved: what the run goes on from, if it does.
     """
 
     def __init__(
@@ -98,9 +97,7 @@ class Records:
         *,
         device: torch.device,
         ranks: Ranks,
-        state: dict[str, Any] | None,
-        source: Path | None = None,
-        older: bool = False,
+        saved: Saved | None,
     ) -> None:
         self._config = config
         self._parts = parts
@@ -117,19 +114,20 @@ class Records:
         """Of an evaluation since the last row."""
         self.saved_at = time.monotonic()
         """When the last checkpoint was saved, or this session began."""
-        if state is not None:
-            with checkpoint.understood(source):
-                self.eval_return = state["log"]["eval_return"]
-                self._tally.load_state_dict(state["log"]["metrics"])
-                self._logged = {name: state["log"][name] for name in self._logged}
+        if saved is not None:
+            with checkpoint.understood(saved.file):
+                log = saved.state["log"]
+                self.eval_return = log["eval_return"]
+                self._tally.load_state_dict(log["metrics"])
+                self._logged = {name: log[name] for name in self._logged}
             # A best policy of the time since the last checkpoint is kept; one that is undone by going back is not.
             best = ranks.broadcast_object(checkpoint.best_of(directory) if ranks.leads else None)
-            if best is not None and not (older and best[1] > parts.collector.env_steps):
+            if best is not None and not (saved.older and best[1] > parts.collector.env_steps):
                 self.best_return = best[0]
         if ranks.leads:
             directory.write_config({**shown(config), "versions": versions(), "commit": commit()})
         self.log = MetricsLog(
-            directory.root if ranks.leads else None, resume_at=parts.collector.env_steps if state else None
+            directory.root if ranks.leads else None, resume_at=parts.collector.env_steps if saved else None
         )
         """metrics.csv and TensorBoard."""
         self.log.add_config(shown(config))

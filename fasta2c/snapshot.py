@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from fasta2c.config import TrainConfig, to_plain
+from fasta2c.config import TrainConfig, check_resumable, from_plain, to_plain
 from fasta2c.distributed import Ranks
 from fasta2c.errors import RunError, UserError
 from fasta2c.learning.optim import load_optimizer_state
@@ -23,6 +23,26 @@ from fasta2c.spaces import EnvSpec
 # What a checkpoint holds for `restore`, beside what a policy is made of, and of what kind it is. Of rank 0; the others'
 # is in "others".
 OWN = {"collector": dict, "reward_scaler": dict, "generator": torch.Tensor, "randomness": dict}
+
+
+class Saved(NamedTuple):
+    """A checkpoint that a run goes on from."""
+
+    file: Path
+    state: dict[str, Any]
+    older: bool
+    """Whether it may be from before the run's last."""
+
+    def completed(self, config: TrainConfig) -> TrainConfig:
+        """`config` with the run's own settings where it has none.
+
+        Raises:
+            UserError: it would learn differently.
+        """
+        settings = from_plain(self.state["config"], str(self.file))
+        config = config.with_preset(settings)
+        check_resumable(config, TrainConfig(**settings))
+        return config
 
 
 def take(parts: Parts, config: TrainConfig, device: torch.device, ranks: Ranks) -> dict[str, Any]:
@@ -86,10 +106,10 @@ def _check_alike(parts: Parts, ranks: Ranks) -> None:
         )
 
 
-def read(path: Path, needed: Mapping[str, type | UnionType]) -> tuple[Path, dict[str, Any]]:
-    """The last checkpoint of a run, or the one that is `path`, and what it holds.
+def read(path: Path, needed: Mapping[str, type | UnionType]) -> Saved:
+    """The last checkpoint of a run, or the one that is `path`.
 
-    That is what `take` took, and what is `needed` beside, of these kinds.
+    It holds what `take` took, and what is `needed` beside, of these kinds.
 
     Raises:
         UserError: there is none, or it lacks something.
@@ -99,25 +119,24 @@ def read(path: Path, needed: Mapping[str, type | UnionType]) -> tuple[Path, dict
     kinds = {**OWN, "optimizer": dict, **needed}
     if missing := [name for name, kind in kinds.items() if name not in state or not isinstance(state[name], kind)]:
         raise UserError(f"{file} lacks {', '.join(sorted(missing))}; resume from another checkpoint.")
-    return file, state
+    return Saved(file, state, older=path.is_file())
 
 
-def restore(
-    parts: Parts, state: dict[str, Any], source: Path, config: TrainConfig, device: torch.device, ranks: Ranks
-) -> str:
-    """Put back what `take` took and `source` holds; tells what became of the games under way.
+def restore(parts: Parts, source: Saved, config: TrainConfig, device: torch.device, ranks: Ranks) -> str:
+    """Put back what `take` took; tells what became of the games under way.
 
     Ranks as many as there were go on from their own. With others all games, and the randomness of actions, begin anew.
     """
-    load_parameters(parts.model, state["model"], source)
+    state = source.state
+    load_parameters(parts.model, state["model"], source.file)
     if not EnvSpec.from_plain(state["spec"]).fits(parts.envs[0].spec):
-        raise UserError(f"{source}: {config.env} observes or takes other things by now than when this was saved.")
+        raise UserError(f"{source.file}: {config.env} observes or takes other things by now than when this was saved.")
     load_optimizer_state(parts.optimizer, state["optimizer"])
-    saved = [{name: state[name] for name in OWN}, *state.get("others", [])]
-    own = ranks.rank if len(saved) == ranks.world_size else None
-    mine = saved[own or 0]
+    of_ranks = [{name: state[name] for name in OWN}, *state.get("others", [])]
+    own = ranks.rank if len(of_ranks) == ranks.world_size else None
+    mine = of_ranks[own or 0]
     already = state["collector"]["dropped"]["games"]
-    parts.collector.load_state_dict([x["collector"] for x in saved], own)
+    parts.collector.load_state_dict([x["collector"] for x in of_ranks], own)
     if (scaler := parts.learner.reward_scaler) is not None:
         scaler.load_moments(state["reward_scaler"])
         if own is not None and mine["collector"]["games"] is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -13,44 +13,30 @@ from typing import Any
 
 import torch
 
-from fasta2c import accel, custom, snapshot
+from fasta2c import accel, opening, snapshot
 from fasta2c.agreement import Agreement, Wishes, start_alike
 from fasta2c.callbacks import Callback
-from fasta2c.config import TrainConfig, check_resumable, from_plain
+from fasta2c.config import TrainConfig
 from fasta2c.distributed import ALONE, Ranks
 from fasta2c.envs.base import HostEnvs
 from fasta2c.envs.torch import TorchEnvs
-from fasta2c.errors import RunError, Stopped, is_out_of_memory
-from fasta2c.faults import Faults
+from fasta2c.errors import RunError, Stopped
+from fasta2c.faults import Faults, explained
 from fasta2c.graphs import warm_up_updates
 from fasta2c.parts import assemble, make_envs
-from fasta2c.policy import Policy, load_parameters, load_state
-from fasta2c.records import RESUMED, Records, Standing, TrainResult, shown
+from fasta2c.policy import Policy
+from fasta2c.records import Records, Standing, TrainResult, shown
 from fasta2c.run import checkpoint, wandb
 from fasta2c.run.clock import Clock
-from fasta2c.run.directory import RunDirectory
 from fasta2c.run.progress import Progress
 from fasta2c.run.signals import SignalWatch
 from fasta2c.run.watchdog import Watchdog
 from fasta2c.sideshow import Sideshow
+from fasta2c.snapshot import Saved
 
 # With several ranks, how long a signal may wait for Python: a process that takes longer is taken to be stuck, waiting
 # on its GPU for a rank that has gone, and ended.
 HEARING_SECONDS = 10.0
-
-
-def _parameters(init_from: Path) -> tuple[Path, dict[str, Any]]:
-    """The network's parameters to begin with, and the file that they are from."""
-    file = checkpoint.resolve(init_from)
-    return file, load_state(file)["model"]
-
-
-def _working_directory() -> Path | None:
-    """None where it has been removed."""
-    try:
-        return Path.cwd()
-    except OSError:
-        return None
 
 
 class Trainer:
@@ -79,20 +65,17 @@ class Trainer:
 
     def _build(self, config: TrainConfig, resume: Path | None, job: str | None, resources: ExitStack) -> None:
         """Put everything together; what has to be closed goes into `resources`. New files come last."""
-        ranks, here = self.ranks, _working_directory()
-        state: dict[str, Any] | None = None
-        file, older = None, False
+        ranks, here = self.ranks, opening.working_directory()
+        saved = None
         if resume is not None:
-            file, state, older = self._open(resume, resources)
-            saved = from_plain(state["config"], str(file))
-            config = config.with_preset(saved)
-            check_resumable(config, TrainConfig(**saved))
+            self.directory, saved = opening.reopen(resume, ranks, resources)
+            config = saved.completed(config)
         self.config = config
         start_alike(ranks, config)
         self.device = accel.resolve_device(
             config.device, local_rank=ranks.local_rank, local_world_size=ranks.local_world_size
         )
-        self.resumes = state["resumes"] + 1 if state is not None else 0
+        self.resumes = saved.state["resumes"] + 1 if saved is not None else 0
         self._quiet = config.quiet or not ranks.leads
         envs = self._make_envs(resources)
         if config.deterministic:
@@ -121,22 +104,19 @@ class Trainer:
                 wandb.check()
         snapshot.check(self.parts, config)
 
-        below = None if _working_directory() == here else here  # where an environment has changed it
         self.update = 0
         self._restarts_before = 0
         self._notes = [self.parts.note] if self.parts.note else []
-        if state is not None and file is not None:
-            with checkpoint.understood(file):
-                self._restore(state, file)
+        if saved is not None:
+            with checkpoint.understood(saved.file):
+                self._restore(saved)
         elif config.init_from is not None:
-            begun_from = config.init_from if below is None else below / config.init_from
-            source, parameters = ranks.broadcast_object(_parameters(begun_from) if ranks.leads else None)
-            load_parameters(self.parts.model, parameters, source)
-        before = state["wall_seconds"] if state is not None else 0.0
+            opening.load_initial(self.parts.model, config.init_from, ranks, here=here)
+        before = saved.state["wall_seconds"] if saved is not None else 0.0
         self.clock = Clock(self.timer, update=self.update, env_steps=self.env_steps, wall_before=before)
 
-        if state is None:
-            self._make_directory(job, below, resources)
+        if saved is None:
+            self.directory = opening.make_directory(config, ranks, resources, job=job, here=here)
         self._faults = Faults(
             self.learner.watch,
             on_nan=config.on_nan,
@@ -144,7 +124,7 @@ class Trainer:
             directory=self.directory,
             first_env=first_env,
             update=self.update,
-            skipped=state["skipped"] if state is not None else 0,
+            skipped=saved.state["skipped"] if saved is not None else 0,
         )
         if config.wandb and ranks.leads:  # before there is a log
             resources.callback(wandb.sync(self.directory.root, shown(config)))
@@ -155,23 +135,12 @@ class Trainer:
             self.clock,
             device=self.device,
             ranks=ranks,
-            state=state,
-            source=file,
-            older=older,
+            saved=saved,
         )
         resources.callback(self.records.close)
-        if (job is not None and state is None) or older:
+        if saved.older if saved is not None else job is not None:
             # What torchrun restarts goes on from here at least, and not from what an older one has undone.
             self._save()
-
-    def _open(self, resume: Path, resources: ExitStack) -> tuple[Path, dict[str, Any], bool]:
-        """The checkpoint that `resume` means, what it holds, and whether it may be older than the run's last."""
-        folder = checkpoint.run_of(resume)
-        self.directory = RunDirectory.open(folder, lock=True) if self.ranks.leads else RunDirectory(folder)
-        resources.callback(self.directory.close)
-        read = (*snapshot.read(resume, RESUMED), resume.is_file()) if self.ranks.leads else None
-        file, state, older = self.ranks.broadcast_object(read)
-        return file, state, older
 
     def _make_envs(self, resources: ExitStack) -> list[HostEnvs | TorchEnvs]:
         config = self.config
@@ -183,23 +152,11 @@ class Trainer:
             resources.callback(self._close_envs, group)
         return envs
 
-    def _make_directory(self, job: str | None, below: Path | None, resources: ExitStack) -> None:
-        """Make the run's directory, which only rank 0 writes to."""
-        config, ranks = self.config, self.ranks
-        made = (
-            RunDirectory.create(config.run_dir, env=config.env, seed=config.seed, job=job, below=below)
-            if ranks.leads
-            else None
-        )
-        path = ranks.broadcast_object(made and made.path)
-        self.directory = made or RunDirectory(path)
-        resources.callback(self.directory.close)
-
-    def _restore(self, state: dict[str, Any], source: Path) -> None:
-        """Go on from the checkpoint `state`, read from `source`."""
-        games = snapshot.restore(self.parts, state, source, self.config, self.device, self.ranks)
+    def _restore(self, saved: Saved) -> None:
+        """Go on from a checkpoint."""
+        games = snapshot.restore(self.parts, saved, self.config, self.device, self.ranks)
         self._notes.append(f"goes on at {self.env_steps:,} env steps; {games}")
-        self.update, self._restarts_before = state["update"], state["env_restarts"]
+        self.update, self._restarts_before = saved.state["update"], saved.state["env_restarts"]
 
     @property
     def env_steps(self) -> int:
@@ -248,6 +205,7 @@ class Trainer:
         status = "failed"
         try:
             with (
+                explained(self.config, self.parts, self.device),
                 Progress(self.config.total_steps, initial=self.env_steps, quiet=self._quiet) as progress,
                 self._watchdog(self.parts.envs, self._waiting),
             ):
@@ -256,13 +214,6 @@ class Trainer:
                 self.records.finish(self.standing)
                 self._save()
             status = "stopped" if self._agreement.wishes.signal else "done"
-        except (MemoryError, RuntimeError) as error:
-            if is_out_of_memory(error):
-                told = self.parts.needs.failed(accel.free_memory(self.device))
-                raise RunError(f"out of memory: {told}") from error
-            if self.config.deterministic and "deterministic" in str(error):
-                raise RunError(f"deterministic: {str(error).partition(', but you set')[0]}.") from error
-            raise
         finally:
             # A run that failed has its own error to tell; that the disk is full as well must not hide it.
             with contextlib.suppress(*([RunError] if status == "failed" else [])):
@@ -279,7 +230,7 @@ class Trainer:
             fraction = self.env_steps / config.total_steps
             rollout = collector.collect()
             with timer("update"):
-                with self._told_of_encoder():
+                with explained(config, self.parts, self.device, learning=True):
                     metrics = self.learner.update(rollout, fraction)
                 collector.settle()  # from here games and env steps count, which ranks have told each other meanwhile
                 self._take(metrics)
@@ -295,16 +246,6 @@ class Trainer:
                 if self._due(config.checkpoint_interval) or self._agreement.wishes.save:
                     self._save()
                 progress.update(self.env_steps, sps=self.sps, episode_return=collector.episodes.mean_return)
-
-    @contextlib.contextmanager
-    def _told_of_encoder(self) -> Iterator[None]:
-        """Inside, what fails is laid to a user's own encoder, if there is one: its backward pass can raise anything."""
-        try:
-            yield
-        except RuntimeError as error:
-            if not self.parts.model.has_modes or is_out_of_memory(error) or "deterministic" in str(error):
-                raise
-            raise RunError(f"encoder: {self.config.encoder} cannot be learnt with: {custom.told(error)}") from error
 
     def _show(self) -> None:
         """Play games beside the training, and show parameters, where these are due."""
