@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fasta2c import accel, memory
+from fasta2c import accel, footprint
 from fasta2c.config import TrainConfig
 from fasta2c.distributed import ALONE, Ranks
 from fasta2c.envs.base import HostEnvs, spread_seeds
@@ -48,7 +48,7 @@ class Parts:
     timer: PhaseTimer
     graphs: Graphs
     """Of what collector and learner do on a GPU."""
-    needs: memory.Needs
+    needs: footprint.Needs
     """The memory that it takes, beside what was free."""
     keeps_graph: bool
     """Whether the update differentiates the forward passes that acted."""
@@ -81,7 +81,7 @@ def make_envs(
     num_envs = own.stop - own.start
     if env_id.pooled:
         spec = look_up_spec(env_id, config.env_kwargs)
-        memory.check_rollout(spec, num_envs, config.num_steps, device)
+        footprint.check_rollout(spec, num_envs, config.num_steps, device)
     if config.env_groups != "auto":
         groups = config.env_groups
     elif not env_id.pooled:
@@ -124,7 +124,7 @@ def assemble(
         raise UserError("bounds_coef: it is for real-valued actions; these are choices.")
     accel.prepare_training(device, deterministic=config.deterministic)
     torch.manual_seed(config.seed)
-    with memory.for_network():
+    with footprint.for_network():
         model = build_model(spec, config, device)
     ranks.broadcast([*model.parameters(), *model.buffers()])
     if not ranks.leads:
@@ -135,8 +135,8 @@ def assemble(
     micro_batch = accel.micro_batch(config.micro_batch, device, convolutional=model.convolutional)
     minibatch = config.num_steps * num_envs // num_minibatches
     at_least = config.num_steps if model.memory is not None else 1  # through which a network with memory is unrolled
-    needs = memory.needs(model, spec, num_envs, config.num_steps, samples=max(min(micro_batch, minibatch), at_least))
-    memory.check(needs)
+    needs = footprint.needs(model, spec, num_envs, config.num_steps, samples=max(min(micro_batch, minibatch), at_least))
+    footprint.check(needs)
     buffer = RolloutBuffer(config.num_steps, num_envs, spec, device, state_size=model.state_size)
     reuse = decide(
         config.reuse_forward,

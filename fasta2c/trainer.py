@@ -77,14 +77,27 @@ class Trainer:
         )
         self.resumes = saved.state["resumes"] + 1 if saved is not None else 0
         self._quiet = config.quiet or not ranks.leads
+        self._assemble(resources)
+        self._check()
+        self._begin(saved, here)
+        if saved is None:
+            self.directory = opening.make_directory(config, ranks, resources, job=job, here=here)
+        self._keep_records(saved, resources)
+        if saved.older if saved is not None else job is not None:
+            # What torchrun restarts goes on from here at least, and not from what an older one has undone.
+            self._save()
+
+    def _assemble(self, resources: ExitStack) -> None:
+        """Make the environments and all that learns from them."""
+        config, ranks = self.config, self.ranks
         envs = self._make_envs(resources)
         if config.deterministic:
             was_on = torch.are_deterministic_algorithms_enabled()
             resources.callback(torch.use_deterministic_algorithms, was_on)
         assert isinstance(config.num_envs, int)
-        first_env = ranks.share(config.num_envs).start
+        self._first_env = ranks.share(config.num_envs).start
         self._agreement = Agreement(
-            ranks, self._wishes, lambda: sum(group.restarts for group in envs), first_env=first_env
+            ranks, self._wishes, lambda: sum(group.restarts for group in envs), first_env=self._first_env
         )
         self.parts = assemble(
             config,
@@ -96,51 +109,50 @@ class Trainer:
         )
         resources.callback(self.parts.graphs.release)
         self.collector, self.learner, self.timer = self.parts.collector, self.parts.learner, self.parts.timer
-
         self._sideshow = Sideshow(config, self.device, self._make_policy)
-        if ranks.leads:
-            self._sideshow.check()
-            if config.wandb:
-                wandb.check()
-        snapshot.check(self.parts, config)
 
+    def _check(self) -> None:
+        """Raise `UserError` for what would fail later, while there is nothing to lose."""
+        if self.ranks.leads:
+            self._sideshow.check()
+            if self.config.wandb:
+                wandb.check()
+        snapshot.check(self.parts, self.config)
+
+    def _begin(self, saved: Saved | None, here: Path | None) -> None:
+        """Begin with what was `saved`, with another run's parameters (a path below `here`), or with fresh ones."""
         self.update = 0
         self._restarts_before = 0
         self._notes = [self.parts.note] if self.parts.note else []
+        before = 0.0
         if saved is not None:
             with checkpoint.understood(saved.file):
-                self._restore(saved)
-        elif config.init_from is not None:
-            opening.load_initial(self.parts.model, config.init_from, ranks, here=here)
-        before = saved.state["wall_seconds"] if saved is not None else 0.0
+                games = snapshot.restore(self.parts, saved, self.config, self.device, self.ranks)
+                self._notes.append(f"goes on at {self.env_steps:,} env steps; {games}")
+                self.update, self._restarts_before = saved.state["update"], saved.state["env_restarts"]
+                before = saved.state["wall_seconds"]
+        elif self.config.init_from is not None:
+            opening.load_initial(self.parts.model, self.config.init_from, self.ranks, here=here)
         self.clock = Clock(self.timer, update=self.update, env_steps=self.env_steps, wall_before=before)
 
-        if saved is None:
-            self.directory = opening.make_directory(config, ranks, resources, job=job, here=here)
+    def _keep_records(self, saved: Saved | None, resources: ExitStack) -> None:
+        """Open what the run writes to, and watch its numbers."""
+        config, ranks = self.config, self.ranks
         self._faults = Faults(
             self.learner.watch,
             on_nan=config.on_nan,
             ranks=ranks,
             directory=self.directory,
-            first_env=first_env,
+            first_env=self._first_env,
             update=self.update,
             skipped=saved.state["skipped"] if saved is not None else 0,
         )
         if config.wandb and ranks.leads:  # before there is a log
             resources.callback(wandb.sync(self.directory.root, shown(config)))
         self.records = Records(
-            config,
-            self.parts,
-            self.directory,
-            self.clock,
-            device=self.device,
-            ranks=ranks,
-            saved=saved,
+            config, self.parts, self.directory, self.clock, device=self.device, ranks=ranks, saved=saved
         )
         resources.callback(self.records.close)
-        if saved.older if saved is not None else job is not None:
-            # What torchrun restarts goes on from here at least, and not from what an older one has undone.
-            self._save()
 
     def _make_envs(self, resources: ExitStack) -> list[HostEnvs | TorchEnvs]:
         config = self.config
@@ -151,12 +163,6 @@ class Trainer:
         for group in envs:
             resources.callback(self._close_envs, group)
         return envs
-
-    def _restore(self, saved: Saved) -> None:
-        """Go on from a checkpoint."""
-        games = snapshot.restore(self.parts, saved, self.config, self.device, self.ranks)
-        self._notes.append(f"goes on at {self.env_steps:,} env steps; {games}")
-        self.update, self._restarts_before = saved.state["update"], saved.state["env_restarts"]
 
     @property
     def env_steps(self) -> int:
