@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -22,6 +24,7 @@ from fasta2c.config import TrainConfig
 from fasta2c.envs.base import HostEnvs, Row
 from fasta2c.envs.ids import resolve
 from fasta2c.presets import load_preset
+from fasta2c.run.files import finite
 
 # What speed is measured by, and compared with others': one optimizer step of a rollout, whatever the preset has.
 PLAIN_A2C: dict[str, Any] = {"num_minibatches": 1, "num_epochs": 1, "optimizer": "rmsprop"}
@@ -51,6 +54,20 @@ class Replay(HostEnvs):
 
     def close(self) -> None:
         """Nothing to give back."""
+
+
+def positive_seconds(text: str) -> float:
+    """A flag's time to measure for."""
+    if math.isfinite(value := float(text)) and value > 0:
+        return value
+    raise argparse.ArgumentTypeError(f"{text} is no time; give seconds above 0")
+
+
+def turns(text: str) -> int:
+    """A flag's number of turns."""
+    if (value := int(text)) >= 1:
+        return value
+    raise argparse.ArgumentTypeError(f"{text} is too few; give at least 1")
 
 
 def with_preset(**given: Any) -> TrainConfig:
@@ -107,5 +124,5 @@ def write_json(path: Path | None, result: dict[str, Any]) -> None:
     """Write `result` to `path`, if given, and a note of it to stderr."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n")
+        path.write_text(json.dumps(finite(result), indent=2, allow_nan=False) + "\n")
         print(f"written: {path}", file=sys.stderr)

@@ -20,7 +20,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from common import PLAIN_A2C, hardware, rate, spread, with_preset, write_json
+from common import PLAIN_A2C, hardware, positive_seconds, rate, spread, turns, with_preset, write_json
 
 from fasta2c import accel
 from fasta2c.envs.base import spread_seeds
@@ -134,8 +134,8 @@ def main() -> int:
     parser.add_argument("--num-envs", type=int, default=256, help="E of fasta2c (default: %(default)s)")
     parser.add_argument("--num-steps", type=int, help="T of fasta2c (default: 8 on Atari, else the preset's)")
     parser.add_argument("--sb3-envs", type=int, default=16, help="environments of SB3 (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each run (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="runs of each side (default: %(default)s)")
+    parser.add_argument("--seconds", type=positive_seconds, default=20.0, help="of each run (default: %(default)s)")
+    parser.add_argument("--repeats", type=turns, default=5, help="runs of each side (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="file to write")
     parser.add_argument("--side", choices=("fasta2c", "sb3"), help=argparse.SUPPRESS)
     args = parser.parse_args()

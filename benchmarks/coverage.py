@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from common import hardware, with_preset, write_json
+from common import hardware, positive_seconds, with_preset, write_json
 
 from fasta2c import accel
 from fasta2c.envs.ids import registered
@@ -52,7 +52,7 @@ def main() -> int:
     )
     parser.add_argument("--one", action="store_true", help="only the first id of each family")
     parser.add_argument("--distinct", action="store_true", help="only the first id of each pair of spaces")
-    parser.add_argument("--seconds", type=float, default=120.0, help="that one id may take")
+    parser.add_argument("--seconds", type=positive_seconds, default=120.0, help="that one id may take")
     parser.add_argument("--json", type=Path, help="write the outcomes here")
     parser.add_argument("--markdown", type=Path, help="write the table here")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import hardware, spread, synchronize, write_json
+from common import hardware, positive_seconds, spread, synchronize, turns, write_json
 from torch import Tensor
 
 from fasta2c import accel
@@ -117,8 +117,10 @@ def main() -> int:
         "--sizes", nargs="+", default=["8x256", "128x4096"], metavar="TxE", help="(default: %(default)s)"
     )
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--seconds", type=float, default=0.5, help="of each form in each turn (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="turns (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=positive_seconds, default=0.5, help="of each form in each turn (default: %(default)s)"
+    )
+    parser.add_argument("--repeats", type=turns, default=5, help="turns (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="file to write")
     args = parser.parse_args()
     try:
@@ -129,7 +131,7 @@ def main() -> int:
         return problem.exit_code
     results = []
     for num_steps, num_envs in sizes:
-        found = measure(num_steps, num_envs, device, args.seconds, max(args.repeats, 1))
+        found = measure(num_steps, num_envs, device, args.seconds, args.repeats)
         results.append(found)
         times = ", ".join(f"{name} {value['median']:,.1f}" for name, value in found["microseconds"].items())
         print(f"{num_steps} x {num_envs}: {times}, floor {found['floor_microseconds']:,.1f} microseconds")

@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from common import PLAIN_A2C, hardware, spread, with_preset, write_json
+from common import PLAIN_A2C, hardware, positive_seconds, spread, turns, with_preset, write_json
 from torch.nn.parallel import DistributedDataParallel
 
 from fasta2c.distributed import Ranks
 from fasta2c.envs.ids import resolve
 from fasta2c.envs.make import look_up_spec
-from fasta2c.errors import Fasta2cError
+from fasta2c.errors import Fasta2cError, UserError, reason
 from fasta2c.learning.optim import sum_gradients
 from fasta2c.policy import build_model
 from fasta2c.rollout.buffer import RolloutBuffer
@@ -84,7 +84,10 @@ def efficiency(collect: float, update: float, parameters: int, ranks: int, link:
 
 def model(args: argparse.Namespace) -> None:
     """Print a table of efficiencies."""
-    found = json.loads(args.model.read_text())
+    try:
+        found = json.loads(args.model.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model: {args.model} cannot be read ({reason(error)}).") from None
     config = with_preset(**PLAIN_A2C, env=found["config"]["env"])
     samples = found["config"]["num_envs"] * found["config"]["num_steps"]
     total, update = samples / (args.sps or found["train_sps"]), samples / found["update_sps"]
@@ -221,8 +224,8 @@ def main() -> int:
     parser.add_argument("--num-envs", type=int, default=256, help="in all (default: %(default)s)")
     parser.add_argument("--num-steps", type=int, default=8, help="(default: %(default)s)")
     parser.add_argument("--ranks", type=int, default=2, help="(default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each run (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="runs of each side (default: %(default)s)")
+    parser.add_argument("--seconds", type=positive_seconds, default=20.0, help="of each run (default: %(default)s)")
+    parser.add_argument("--repeats", type=turns, default=5, help="runs of each side (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="file to write")
     parser.add_argument("--model", type=Path, metavar="JSON", help="of throughput.py: print the model's table for it")
     parser.add_argument(

@@ -7,6 +7,7 @@ is kept with what came of it. A run that the budget cuts short is saved, and goe
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import datetime
 import itertools
@@ -35,7 +36,7 @@ from common import hardware
 from fasta2c.config import RESUMABLE, TrainConfig, to_plain
 from fasta2c.envs.ids import resolve
 from fasta2c.errors import Fasta2cError, UserError, reason
-from fasta2c.presets import PROVENANCE, load_preset
+from fasta2c.presets import PROVENANCE, load_preset, read_config
 
 FOLDER = Path(__file__).parent
 CURVE_ROWS = 500
@@ -186,7 +187,12 @@ def is_current(flags: list[str], config: dict[str, Any]) -> bool:
     env_id = resolve(flags[flags.index("--env") + 1])
     preset = load_preset(env_id.family, env_id.name)
     today = to_plain(TrainConfig(**preset))
-    given = {flag[2:].partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")}
+    names = (flag[2:].partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--"))
+    given = {name if name in preset else name.removeprefix("no_") for name in names}
+    for name, value in zip(flags, flags[1:], strict=False):
+        if name == "--config":
+            with contextlib.suppress(UserError):  # gone since
+                given |= read_config(Path(value)).keys()
     learnt = preset.keys() - given - (RESUMABLE - {"total_steps"})  # what else changes nothing of what is learnt
     return all(today[name] in (config.get(name), "auto") for name in learnt)
 

@@ -14,7 +14,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import PLAIN_A2C, Replay, hardware, random_actions, rate, spread, synchronize, with_preset, write_json
+from common import (
+    PLAIN_A2C,
+    Replay,
+    hardware,
+    positive_seconds,
+    random_actions,
+    rate,
+    spread,
+    synchronize,
+    turns,
+    with_preset,
+    write_json,
+)
 from plain import Plain
 
 from fasta2c import accel
@@ -132,12 +144,14 @@ def main() -> int:
     parser.add_argument("--micro-batch", type=int, default=0)
     parser.add_argument("--env-groups", type=lambda text: text if text == "auto" else int(text), default="auto")
     parser.add_argument("--env-threads", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of raw, twice of the others (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="turns (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=positive_seconds, default=5.0, help="of raw, twice of the others (default: %(default)s)"
+    )
+    parser.add_argument("--repeats", type=turns, default=5, help="turns (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="file to write")
     parser.add_argument("--sweep", action="store_true", help="try numbers of environments, groups and threads instead")
     flags = vars(parser.parse_args())
-    path, seconds, repeats = flags.pop("json"), flags.pop("seconds"), max(flags.pop("repeats"), 1)
+    path, seconds, repeats = flags.pop("json"), flags.pop("seconds"), flags.pop("repeats")
     try:
         if flags.pop("sweep"):
             write_json(path, sweep_table(**{**flags, "num_envs": "auto", "total_steps": 10**12}))

@@ -5,6 +5,7 @@ Shapes: E environments.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from fasta2c.envs.pictures import make_drawn_envs
 from fasta2c.errors import UserError
 from fasta2c.fields import Count, Seed, check, checked
 from fasta2c.policy import Policy, load_policy
+from fasta2c.run import randomness
 from fasta2c.run.progress import Progress
 from fasta2c.stats import bootstrap_interval
 
@@ -91,17 +93,20 @@ def evaluate(
     policy = load_policy(run_dir, checkpoint=checkpoint, device=device, seed=seed)
     envs = make_eval_envs(policy.config, min(episodes, num_envs or 32), policy.device, seed, env_kwargs=env_kwargs)
     try:
-        check_fit(policy, envs)
+        check_fit(policy, envs, env_kwargs)
         with Progress(episodes, description="evaluating", unit="episodes", quiet=not progress) as display:
             return play(policy, envs, episodes, greedy=greedy, on_episode=counted_on(display))
     finally:
         envs.close()
 
 
-def check_fit(policy: Policy, envs: VectorEnvs) -> None:
+def check_fit(policy: Policy, envs: VectorEnvs, env_kwargs: Mapping[str, Any] | None) -> None:
     """Raise `UserError` where `policy` was trained with other observations or actions than those of `envs`."""
-    if not envs.spec.fits(policy.spec):
+    if envs.spec.fits(policy.spec):
+        return
+    if env_kwargs:
         raise UserError("env_kwargs: the policy was trained with other observations or actions than these give.")
+    raise UserError(f"{policy.config.env} observes or takes other things by now than when the policy was trained.")
 
 
 def counted_on(display: Progress) -> Callable[[float], None]:
@@ -138,7 +143,9 @@ def make_eval_envs(
         UserError: options that the environment does not take, or it cannot be drawn.
     """
     options = {k: v for k, v in config.env_kwargs.items() if k not in TRAINING_ONLY} | dict(env_kwargs or {})
-    seeds = spread_seeds(config.seed if seed is None else seed, num_envs, stream=_SEED_STREAM)
+    seed = config.seed if seed is None else seed
+    randomness.seed(seed)  # environments may draw from generators that are not their own
+    seeds = spread_seeds(seed, num_envs, stream=_SEED_STREAM)
     threads = config.thread_count
     make = make_drawn_envs if render else make_host_envs
     made = make(
@@ -215,14 +222,17 @@ def play(
                 lengths.append(int(length_now[e]))
                 on_episode(scores[-1])
             score_now[e], length_now[e] = 0.0, 0
-    low, high = (float(bound) for bound in bootstrap_interval(scores))
+    bounded = len(scores) > 1 and all(map(math.isfinite, scores))
+    low, high = (float(bound) for bound in bootstrap_interval(scores)) if bounded else (None, None)
+    with np.errstate(invalid="ignore"):  # of scores that are not finite
+        deviation = float(np.std(scores))
     return EvalResult(
         mean_return=float(np.mean(scores)),
-        std_return=float(np.std(scores)),
+        std_return=deviation,
         min_return=min(scores),
         max_return=max(scores),
         mean_length=float(np.mean(lengths)),
         episodes=len(scores),
-        low_return=low if len(scores) > 1 else None,
-        high_return=high if len(scores) > 1 else None,
+        low_return=low,
+        high_return=high,
     )

@@ -65,8 +65,19 @@ def accepts(hint: Any, kind: type) -> bool:
     return hint is kind or origin is kind
 
 
+def plain(value: Any) -> Any:
+    """A number or text of another kind than Python's own (NumPy's, an enumeration's) as Python's; else `value`."""
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0:
+        value = value.item()
+    if isinstance(value, str) and type(value) is not str:
+        return str.__str__(value)
+    kind = next((k for k in (bool, int, float) if isinstance(value, k)), None)
+    return value if kind in (None, type(value)) else kind(value)
+
+
 def convert(value: Any, hint: Any) -> Any:
     """`value`; text made a path (`~` is home), a list a tuple, whole numbers real, where the annotation has these."""
+    value = tuple(map(plain, value)) if isinstance(value, list | tuple) and accepts(hint, tuple) else plain(value)
     if isinstance(value, str | Path) and accepts(hint, Path):
         with contextlib.suppress(RuntimeError):  # nobody's home
             return Path(value).expanduser()
@@ -75,9 +86,9 @@ def convert(value: Any, hint: Any) -> Any:
         with contextlib.suppress(OverflowError):  # too large a number is refused in words
             return float(value)
     if not isinstance(value, int) and accepts(hint, int):
-        with contextlib.suppress(TypeError):  # numpy's whole numbers
+        with contextlib.suppress(TypeError):  # whole numbers of other kinds
             return operator.index(value)
-    return tuple(value) if isinstance(value, list) and accepts(hint, tuple) else value
+    return value
 
 
 def checked(name: str, value: Any, hint: Any) -> Any:

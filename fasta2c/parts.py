@@ -29,6 +29,7 @@ from fasta2c.rollout.buffer import RolloutBuffer
 from fasta2c.rollout.collector import Collector, Exchange
 from fasta2c.rollout.passes import Passes
 from fasta2c.rollout.reuse import decide
+from fasta2c.run import randomness
 from fasta2c.spaces import Choices
 from fasta2c.timing import PhaseTimer
 
@@ -71,6 +72,7 @@ def make_envs(
         UserError: as the backends say, or settings that exclude each other.
     """
     accel.select(device)
+    randomness.seed(ranks.seed(config.seed + stream))  # environments may draw from generators that are not their own
     if config.num_envs == "auto":
         raise ValueError('num_envs is "auto": fasta2c.tune.tune finds a number.')
     if config.critic_updates > 1 and config.shared:

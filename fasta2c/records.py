@@ -110,6 +110,8 @@ class Records:
         self._logged = {"update": 0, "env_steps": 0, "wall_seconds": 0.0}
         self.best_return: float | None = None
         """As `TrainResult` has it."""
+        self._best_is_whole = False
+        """Whether it is over as many games as a mean can be; one over fewer gives way to the first that is."""
         self.eval_return: float | None = None
         """Of an evaluation since the last row."""
         self.saved_at = time.monotonic()
@@ -122,8 +124,9 @@ class Records:
                 self._logged = {name: log[name] for name in self._logged}
             # A best policy of the time since the last checkpoint is kept; one that is undone by going back is not.
             best = ranks.broadcast_object(checkpoint.best_of(directory) if ranks.leads else None)
-            if best is not None and not (saved.older and best[1] > parts.collector.env_steps):
-                self.best_return = best[0]
+            if best is not None and not (saved.older and best.env_steps > parts.collector.env_steps):
+                self.best_return = best.mean_return
+                self._best_is_whole = best.games >= self._episodes.window
         if ranks.leads:
             directory.write_config({**shown(config), "versions": versions(), "commit": commit()})
         self.log = MetricsLog(
@@ -140,8 +143,8 @@ class Records:
         """Write the means since the last row, and best.pt where no games so far were as good; waits for the device."""
         episodes, learner = self._episodes, self._parts.learner
         now, steps = self._clock.wall_seconds, standing.env_steps
-        best = -math.inf if self.best_return is None else self.best_return
-        if episodes.full and (episodes.mean_return or 0.0) > best:
+        best = self.best_return if self._best_is_whole and self.best_return is not None else -math.inf
+        if episodes.full and episodes.mean_return is not None and episodes.mean_return > best:
             self._save_best(standing)
         self.log.write(
             {
@@ -177,7 +180,7 @@ class Records:
         """The last row of a session, and where its time went."""
         if standing.update > self._logged["update"]:
             self.row(standing)
-        if self.best_return is None and self._episodes.count:
+        if not self._best_is_whole and self._episodes.mean_return is not None:
             self._save_best(standing)
         if (report := self.time_report(standing)) is not None:
             self.log.add_text("time/report", f"{report.shares}  \n{report.limit}  \n{report.advice}")
@@ -240,7 +243,7 @@ class Records:
         self.log.close()
 
     def _save_best(self, standing: Standing) -> None:
-        self.best_return = self._episodes.mean_return
+        self.best_return, self._best_is_whole = self._episodes.mean_return, self._episodes.full
         state = self._state(standing)
         if self._ranks.leads:
             checkpoint.save_best(self._directory, state)

@@ -12,6 +12,7 @@ from fasta2c.envs.make import VectorEnvs
 from fasta2c.errors import Fasta2cError, warn
 from fasta2c.evaluation import make_eval_envs, pictures, play
 from fasta2c.policy import Policy
+from fasta2c.run import randomness
 from fasta2c.run.film import check_ffmpeg, gif
 
 # Steps of a game that a film shows at most: more than a minute of Atari.
@@ -68,9 +69,10 @@ class Sideshow:
 
     @contextmanager
     def _games(self, num_envs: int, *, render: bool = False) -> Iterator[VectorEnvs]:
-        self._envs = envs = make_eval_envs(self._config, num_envs, self._device, render=render)
-        try:
-            yield envs
-        finally:
-            self._envs = None
-            envs.close()
+        with randomness.kept(self._device):  # training's environments may draw from the same generators
+            self._envs = envs = make_eval_envs(self._config, num_envs, self._device, render=render)
+            try:
+                yield envs
+            finally:
+                self._envs = None
+                envs.close()

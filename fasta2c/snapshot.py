@@ -150,6 +150,6 @@ def restore(parts: Parts, source: Saved, config: TrainConfig, device: torch.devi
     if own is not None:
         randomness.restore(mine["randomness"], device)
     else:
-        torch.manual_seed(fresh)
+        randomness.seed(fresh)
     dropped = parts.collector.dropped["games"] - already
     return f"{dropped} games that were under way begin anew" if dropped else "with all its games"

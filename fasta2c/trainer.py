@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -284,9 +285,16 @@ class Trainer:
     @property
     def _done(self) -> bool:
         """Whether the budget is spent, the games of late are as good as was asked for, or somebody said so."""
-        target, episodes, wishes = self.config.stop_at_return, self.collector.episodes, self._agreement.wishes
-        reached = target is not None and episodes.full and (episodes.mean_return or 0.0) >= target
-        return bool(wishes.signal or wishes.stop or reached or self.env_steps >= self.config.total_steps)
+        wishes = self._agreement.wishes
+        return bool(wishes.signal or wishes.stop or self._is_good or self.env_steps >= self.config.total_steps)
+
+    @property
+    def _is_good(self) -> bool:
+        """Whether the last 100 games average what was asked for; rewards may be float32, in which 0.9 is a bit less."""
+        target, episodes = self.config.stop_at_return, self.collector.episodes
+        if target is None or not episodes.full or (mean := episodes.mean_return) is None:
+            return False
+        return mean >= target or math.isclose(mean, target, rel_tol=1e-6)
 
     def _wishes(self) -> Wishes:
         """This rank's own."""

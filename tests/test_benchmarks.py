@@ -212,6 +212,22 @@ def test_scores_of_another_preset_are_left_alone(tmp_path, monkeypatch):
     assert scores.unused_or_current(folder, flags) == tmp_path / "run--2"
 
 
+def test_a_score_counts_by_what_its_run_was_given(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import scores
+
+    flags = ["--env", "MuJoCo/Hopper", "--seed", "0"]
+    preset = load_preset("MuJoCo", "Hopper")
+    assert preset["normalize_rewards"]
+    config = to_plain(TrainConfig(**{**preset, "normalize_rewards": False, "lr": 0.5}))
+    (tmp_path / "own.yaml").write_text("lr: 0.5\n")
+    own = ["--config", str(tmp_path / "own.yaml")]
+    assert scores.is_current([*flags, "--no-normalize-rewards", *own], config)
+    assert not scores.is_current([*flags, *own], config)
+    assert not scores.is_current([*flags, "--no-normalize-rewards"], config)
+    assert not scores.is_current([*flags, "--no-normalize-rewards", "--config", "gone.yaml"], config)
+
+
 def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path):
     (tmp_path / "table.md").write_text("".join(MARKS))
     done = scores(tmp_path, "--seeds", 1, "--flags", "--lr nonsense")

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -396,6 +397,16 @@ def test_eval_json_is_one_object(evaluations: list[Any], capsys: pytest.CaptureF
     out, err = capsys.readouterr()
     assert json.loads(out) == dataclasses.asdict(Scores()) and err == ""
     assert evaluations[0][1]["progress"] is False
+
+
+def test_eval_json_has_null_for_what_is_not_finite(
+    evaluations: list[Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = dataclasses.replace(Scores(), mean_return=math.nan, max_return=math.inf)
+    monkeypatch.setattr(sys.modules["fasta2c.evaluation"], "evaluate", lambda *_, **__: lost)
+    assert cli.main(["eval", "RUN", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert told["mean_return"] is told["max_return"] is None and told["min_return"] == Scores().min_return
 
 
 @pytest.mark.parametrize(

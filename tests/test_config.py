@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import datetime
+import enum
 import functools
 import math
 import pickle
@@ -13,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from helpers import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fasta2c.config import TrainConfig, from_plain
+from fasta2c.config import TrainConfig, from_plain, to_plain
 from fasta2c.errors import UserError
 
 FIELDS = [f.name for f in dataclasses.fields(TrainConfig)]
@@ -193,3 +195,37 @@ def test_minibatches_have_an_environment_each_at_least(num_envs, num_steps, mini
 
 def test_minibatches_that_are_given_stay():
     assert TrainConfig(num_minibatches=3).minibatches(256) == 3
+
+
+class Word(str, enum.Enum):  # noqa: UP042 (as people write it)
+    CPU = "cpu"
+
+
+class Number(enum.IntEnum):
+    SIX = 6
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"lr": np.float64(0.5)}, 0.5),
+        ({"lr": np.float32(0.5)}, 0.5),
+        ({"lr": np.int64(1)}, 1.0),
+        ({"num_envs": np.uint8(6)}, 6),
+        ({"num_envs": Number.SIX}, 6),
+        ({"num_envs": np.array(6)}, 6),
+        ({"device": Word.CPU}, "cpu"),
+        ({"device": np.str_("cpu")}, "cpu"),
+        ({"precision": np.str_("fp32")}, "fp32"),
+        ({"compile": np.bool_(True)}, True),
+        ({"hidden_sizes": [np.int64(6), Number.SIX]}, (6, 6)),
+        ({"critic_lr": np.float64(0.5)}, 0.5),
+    ],
+)
+def test_numbers_and_words_of_other_kinds_become_pythons_own(given, kept):
+    """A file of settings can hold no others."""
+    value = getattr(TrainConfig(**given), next(iter(given)))
+    assert value == kept and type(value) is type(kept)
+    if isinstance(kept, tuple):
+        assert {type(item) for item in value} == {int}
+    yaml.safe_dump(to_plain(TrainConfig(**given)))

@@ -151,3 +151,13 @@ def test_the_runs_own_seed_is_meant_where_none_is_given(tmp_path):
     run = train(TrainConfig(seed=3, num_envs=2, total_steps=32, quiet=True, run_dir=tmp_path / "run")).run_dir
     own, given, other = (evaluate(run, episodes=20, device="cpu", seed=seed).mean_return for seed in (None, 3, 0))
     assert own == given != other
+
+
+def test_scores_that_are_not_finite_are_told_as_they_are(recwarn):
+    class Lost(Games):
+        def step(self, actions):
+            *row, infos = super().step(actions)
+            return *row, {**infos, "score": torch.full((4,), torch.inf)}
+
+    result = play(Idle(), Lost(), 8)
+    assert result.mean_return == np.inf and np.isnan(result.std_return) and result.low_return is None and not recwarn

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from fasta2c import TrainConfig, accel, parts, train
 from fasta2c.errors import RunError, UserError
-from fasta2c.learning.learner import Learner
 from fasta2c.footprint import Needs, needs
+from fasta2c.learning.learner import Learner
 from fasta2c.models.actor_critic import ActorCritic
 from fasta2c.rollout.buffer import RolloutBuffer, rollout_bytes
 from fasta2c.spaces import spec_of

@@ -7,8 +7,10 @@ import json
 import math
 import multiprocessing
 import os
+import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import types
@@ -334,12 +336,115 @@ def test_evaluation_during_training_is_logged(tmp_path):
     assert [v != "" for v in values[:4]] == [False, True, False, True]
 
 
+@pytest.mark.parametrize("env", ["torch:walks:Walk", "gymnasium:test_trainer/Global-v0"])
+def test_games_beside_the_training_leave_it_as_it_was(tmp_path, env):
+    """Their environments draw from the generators that the training's draw from."""
+    gymnasium.register("test_trainer/Global-v0", entry_point=Global)
+    try:
+        runs = [
+            train(config(tmp_path, name, env=env, total_steps=1500, eval_episodes=2, **often))
+            for name, often in {"without": {}, "with": {"eval_interval": 1}}.items()
+        ]
+    finally:
+        gymnasium.registry.pop("test_trainer/Global-v0")
+    assert same_parameters(*map(load, runs)) and runs[0].mean_return == runs[1].mean_return
+
+
+class Global(gymnasium.Env):
+    """Draws from the generators that everybody shares, when it is made as well; it asks for no seed."""
+
+    observation_space = Box(-np.inf, np.inf, (3,))
+    action_space = Discrete(2)
+
+    def __init__(self):
+        self.length = int(np.random.randint(3, 9))
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            np.random.seed(seed)
+        self.steps = 0
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        drawn = np.array([np.random.normal(), random.gauss(0, 1), float(torch.randn(()))], np.float32)
+        return drawn, float(drawn.sum()), self.steps >= self.length, False, {}
+
+
+DRAWS = """
+import sys
+sys.path.insert(0, {tests!r})
+import gymnasium, random
+from fasta2c import TrainConfig, evaluate, train
+from test_trainer import Global
+
+class Seedless(Global):
+    def reset(self, *, seed=None, options=None):
+        return super().reset()
+
+gymnasium.register("test_trainer/Seedless-v0", entry_point=Seedless)
+random.seed({seed})
+run = train(TrainConfig(env="gymnasium:test_trainer/Seedless-v0", num_envs=2, num_steps=8, total_steps=300, quiet=True))
+print(run.mean_return, evaluate(run.run_dir, episodes=3).mean_return)
+"""
+
+
+def test_environments_that_draw_from_everybodys_generators_are_reproducible(tmp_path):
+    told = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        script = DRAWS.format(tests=str(Path(__file__).parent), seed=ord(name))
+        run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path / name, capture_output=True, text=True)
+        told.append(run.stdout)
+        assert run.returncode == 0, run.stderr
+    assert told[0] == told[1] != ""
+
+
+def test_a_return_that_float32_rounds_is_reached(tmp_path):
+    """0.9 is 0.89999998 there."""
+
+    class Paying:
+        observation_space, action_space = Box(0, 1, (1,)), Discrete(2)
+
+        def __init__(self, num_envs, *, device, seed):
+            self.over = torch.zeros(num_envs, dtype=torch.bool)
+
+        def reset(self):
+            return torch.zeros(len(self.over), 1)
+
+        def step(self, actions):
+            self.over = ~self.over
+            rewards = torch.full((len(self.over),), 0.9)
+            return self.reset(), rewards, self.over, torch.zeros_like(self.over)
+
+    sys.modules["paying"] = types.SimpleNamespace(Paying=Paying)
+    try:
+        result = train(config(tmp_path, env="torch:paying:Paying", stop_at_return=0.9))
+    finally:
+        del sys.modules["paying"]
+    assert result.env_steps < 500 and result.mean_return == pytest.approx(0.9)
+
+
 def test_best_is_the_highest_mean_over_a_hundred_games(tmp_path):
     result = train(config(tmp_path, total_steps=20_000))
     logged = [float(r["episode_return_mean"]) for r in rows(result.run_dir) if int(r["episodes"]) >= 100]
     assert result.best_return == pytest.approx(max(logged), rel=1e-6)
     best = checkpoint.load(checkpoint.resolve(result.run_dir, "best"))
     assert best["best_return"] == result.best_return
+
+
+def test_a_best_of_few_games_gives_way_to_the_first_of_a_hundred(tmp_path):
+    """A session that ends early leaves the mean of its few games, which luck may have made high."""
+    first = train(config(tmp_path, total_steps=320, num_envs=4, lr=1e-9, checkpoint_interval=1))
+    file = first.run_dir / "checkpoints" / "best.pt"
+    state = checkpoint.load(file)
+    assert 0 < len(state["collector"]["episodes"]["finished"]) < 100 and state["best_return"] == first.best_return
+    file.write_bytes(checkpoint.serialise({**state, "best_return": 400.0}))
+    again = train(TrainConfig(total_steps=20_000, quiet=True), resume=first.run_dir)
+    best = checkpoint.load(file)
+    assert best["best_return"] == again.best_return < 100 and len(best["collector"]["episodes"]["finished"]) == 100
+    file.write_bytes(checkpoint.serialise({**best, "best_return": 400.0}))
+    assert train(TrainConfig(total_steps=24_000, quiet=True), resume=first.run_dir).best_return == 400.0
 
 
 def test_a_best_policy_that_is_undone_goes_and_one_that_a_kill_has_left_stays(tmp_path):

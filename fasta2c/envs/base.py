@@ -38,7 +38,7 @@ class Row(NamedTuple):
     """[E] no reset row."""
     opens: NDArray[np.bool_]
     """[E] `observations` opens a game: a frame stack is filled with it."""
-    scores: NDArray[np.float32]
+    scores: NDArray[np.floating[Any]]
     """[E] the game's own reward, never clipped."""
     game_over: NDArray[np.bool_]
     """[E] the real game ended or was cut here (a lost life is not the end of a game)."""

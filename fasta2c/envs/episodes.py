@@ -43,7 +43,7 @@ class EpisodeStatistics:
     def update(
         self,
         valid: NDArray[np.bool_],
-        scores: NDArray[np.float32],
+        scores: NDArray[np.floating[Any]],
         game_over: NDArray[np.bool_],
         envs: slice = slice(None),
     ) -> list[Game]:
@@ -79,9 +79,14 @@ class EpisodeStatistics:
         return float(np.mean([length for _, length in self._finished])) if self._finished else None
 
     @property
+    def window(self) -> int:
+        """Games that the means are over at most."""
+        return self._finished.maxlen or 0
+
+    @property
     def full(self) -> bool:
         """Whether the means are over a whole window."""
-        return len(self._finished) == self._finished.maxlen
+        return len(self._finished) == self.window
 
     def state_dict(self) -> dict[str, Any]:
         """Finished games, and those under way, as plain values."""

@@ -83,6 +83,7 @@ class GymnasiumEnvs(HostEnvs):
 
     def reset(self) -> NDArray[Any]:
         """Start every episode anew, from the seeds the first time; returns the first observations [E, ...]."""
+        self._last = None
         for part in self._parts:
             part.begins = True
             part.send(np.zeros(0))
@@ -102,37 +103,26 @@ class GymnasiumEnvs(HostEnvs):
         the one before.
         """
         patience = Patience(self._timeout)
-        lost = np.zeros(self.num_envs, dtype=np.bool_)
-        brought = []
+        brought, lost = [], np.zeros(self.num_envs, dtype=np.bool_)
         for part in self._parts:
-            steps = not part.begins
-            try:
-                observations, *rest = part.receive(patience)
-                # From processes of their own come numbers as the environment has them: arrays of one, or whole ones.
-                told = (
-                    np.asarray(column, dtype).reshape(part.envs.num_envs)
-                    for column, dtype in zip(rest, (np.float32, np.bool_, np.bool_), strict=True)
-                )
-                brought.append((self._layout.pack(self._layout.flatten(observations)), *told))
-                if steps:
-                    part.failures = 0
-            except custom.RAISED as error:  # the environment can raise anything
-                self._make_anew(part, error)
-                lost[part.columns] = True
+            columns = self._of(part, patience)
+            if columns is None:
                 assert self._last is not None
-                brought.append((self._last[part.columns], np.zeros(1, np.float32), np.zeros(1, bool), np.ones(1, bool)))
-        observations, rewards, terminated, truncated = (
+                lost[part.columns] = True
+                columns = self._last[part.columns], np.zeros(1), np.zeros(1, bool), np.ones(1, bool)
+            brought.append(columns)
+        observations, scores, terminated, truncated = (
             columns[0] if len(columns) == 1 else np.concatenate(columns) for columns in zip(*brought, strict=True)
         )
         done = terminated | truncated
         row = Row(
             observations=observations,
-            rewards=rewards,
+            rewards=scores.astype(np.float32),
             terminated=terminated,
             truncated=truncated,
             valid=~self._previous_done & ~lost,
             opens=self._previous_done & ~lost,
-            scores=rewards,
+            scores=scores,
             game_over=done & ~lost,
             lost=lost if lost.any() else None,
         )
@@ -158,6 +148,10 @@ class GymnasiumEnvs(HostEnvs):
                     f"{self._name}: it cannot be drawn: pictures are to be [height, width, 3], all of one size, and "
                     f"one is {list(picture.shape)}."
                 )
+            if picture.dtype.kind not in "iu":
+                raise UserError(
+                    f"{self._name}: it cannot be drawn: pictures are to be uint8, and one is {picture.dtype}."
+                )
         return np.stack(pictures).astype(np.uint8)
 
     def close(self) -> None:
@@ -166,10 +160,31 @@ class GymnasiumEnvs(HostEnvs):
         for part in self._parts:
             part.close(max(end - time.monotonic(), 0.1))
 
+    def _of(self, part: Vector, patience: Patience) -> tuple[NDArray[Any], ...] | None:
+        """Observations (packed), scores, terminated and truncated of `part`; None where it failed and was made anew."""
+        steps = not part.begins
+        try:
+            observations, *rest = part.receive(patience)
+            # From processes of their own come numbers as the environment has them: arrays of one, or whole ones.
+            told = (
+                np.asarray(column, dtype).reshape(part.envs.num_envs)
+                for column, dtype in zip(rest, (np.float64, np.bool_, np.bool_), strict=True)
+            )
+            row = (self._layout.pack(self._layout.flatten(observations)), *told)
+            if steps:
+                part.failures = 0
+            return row
+        except custom.RAISED as error:  # the environment can raise anything
+            self._make_anew(part, error)
+        if self._last is not None:
+            return None
+        part.send(np.zeros(0))  # there is no row before: it begins at once
+        return self._of(part, Patience(self._timeout))
+
     def _make_anew(self, part: Vector, error: Exception | SystemExit) -> None:
         """Replace the environment of `part`, which failed with `error`; raises `RunError` where the run is to end."""
         told = f"{self._name}: {part.told(error, self._timeout)}".rstrip(".")
-        if not self._restart or self._last is None or part.failures >= FAILURES_IN_A_ROW:
+        if not self._restart or part.failures >= FAILURES_IN_A_ROW:
             part.abandon()
             again = f" It has failed {part.failures + 1} times in a row." if part.failures else ""
             raise RunError(f"{told}.{again}") from error

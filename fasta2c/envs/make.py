@@ -202,7 +202,8 @@ class VectorEnvs:
             raise ValueError(f"expected real numbers, got {tensor.dtype}")
         elif not tensor.is_floating_point():
             tensor = tensor.float()
-        return tensor.to(self._device) if self._envs.on_device else tensor.cpu().numpy()
+        # A user's class may write into what it is given, and give the same memory anew in the next row.
+        return tensor.to(self._device, copy=True) if self._envs.on_device else tensor.cpu().numpy()
 
     def _push(self, frames: Any, first: Any) -> Observations:
         assert self._window is not None
@@ -210,4 +211,4 @@ class VectorEnvs:
         return self._layout.nest(self._layout.unpack(packed))
 
     def _tensor(self, array: Any) -> Tensor:
-        return torch.as_tensor(array).to(self._device)
+        return torch.as_tensor(array).to(self._device, copy=self._envs.on_device)

@@ -41,7 +41,9 @@ class ActorCritic(nn.Module):
         self._layout = spec.layout
         self._mask = spec.mask
         leaves = self._layout.leaves
-        self._seen = [i for i, leaf in enumerate(leaves) if i != self._mask or leaf.size <= MOST_OPTIONS_SEEN]
+        beside = [i for i in range(len(leaves)) if i != self._mask]
+        small = self._mask is not None and leaves[self._mask].size <= MOST_OPTIONS_SEEN
+        self._seen = beside if beside and not small else list(range(len(leaves)))
         seen = [leaves[i] for i in self._seen]
         self._real = [n for n, leaf in enumerate(seen) if leaf.real and config.normalize_observations]
         self._sizes = [seen[n].size for n in self._real]

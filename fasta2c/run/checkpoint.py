@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from pickle import PicklingError, UnpicklingError
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -52,12 +52,25 @@ def save_best(directory: RunDirectory, state: Mapping[str, Any]) -> None:
     _write(directory, directory.best, state)
 
 
-def best_of(directory: RunDirectory) -> tuple[float, int] | None:
-    """What the policy of best.pt came to, and after how many env steps; None where there is none."""
+class Best(NamedTuple):
+    """What the policy of best.pt came to."""
+
+    mean_return: float
+    games: int
+    """That it is the mean of."""
+    env_steps: int
+    """After which."""
+
+
+def best_of(directory: RunDirectory) -> Best | None:
+    """What best.pt came to; None where there is none."""
     try:
         state = load(directory.best)
         with understood(directory.best):
-            return float(state["best_return"]), int(state["collector"]["env_steps"])
+            collector = state["collector"]
+            return Best(
+                float(state["best_return"]), len(collector["episodes"]["finished"]), int(collector["env_steps"])
+            )
     except UserError:  # missing or damaged: the next good policy takes its place
         return None
 
@@ -140,7 +153,7 @@ def serialise(state: Mapping[str, Any]) -> memoryview:
 def run_of(path: Path) -> Path:
     """The run directory that `path` is, or that it is a checkpoint of."""
     try:
-        return Path(os.path.abspath(path)).parent.parent if path.is_file() else path
+        return path.absolute().parent.parent if path.is_file() else path
     except OSError:  # whoever opens it says why
         return path
 
@@ -172,7 +185,7 @@ def _find(path: Path, which: str) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    present = sorted(p.name for p in folder.glob("[!.]*.pt")) if folder.is_dir() else []
+    present = sorted(p.name for p in folder.glob("[!.]*.pt") if p.is_file()) if folder.is_dir() else []
     if not present:
         raise UserError(f"{path} holds no checkpoint; give a run directory whose run has saved one.")
     raise UserError(f"{path} has no checkpoint {which!r}; use one of {', '.join(present)}.")

@@ -26,7 +26,7 @@ class RunDirectory:
     def __init__(self, path: Path, lock: int | None = None) -> None:
         self.path = path
         """As it was given, for messages."""
-        self.root = Path(os.path.abspath(path))
+        self.root = path.absolute()
         """The same wherever the process goes: an environment may change the working directory."""
         self._lock = lock
 
@@ -46,7 +46,7 @@ class RunDirectory:
         folder = None if path is None else below / path
         made: list[Path] = []
         try:
-            os.path.abspath(folder or below).encode()  # logs and messages name it
+            str((folder or below).absolute()).encode()  # logs and messages name it
             if folder is None:
                 folder = below / _default_parent(env) / f"{time.strftime('%Y%m%d-%H%M%S')}-s{seed}"
                 made = _missing(folder.parent)
@@ -87,6 +87,7 @@ class RunDirectory:
             if not directory.config_file.is_file():
                 raise UserError(f"{path} is not a run (it has no config.yaml); give the folder that train made.")
             if lock:
+                str(path.absolute()).encode()  # as in `create`
                 directory._lock = _lock(path)
                 clear_temporaries(path)
         except (OSError, ValueError) as error:

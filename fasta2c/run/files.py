@@ -61,7 +61,7 @@ def sync_folder(folder: Path) -> None:
 def check_output(path: Path) -> None:
     """Raise `UserError` where no file can be written to `path`: there is no such folder, or something else is there."""
     try:
-        os.path.abspath(path).encode()
+        str(path.absolute()).encode()
         if not path.parent.is_dir():
             raise UserError(f"{path.parent} is no folder; make it first, or name another file.")
         if not os.access(path.parent, os.W_OK):

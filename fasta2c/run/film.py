@@ -6,43 +6,36 @@ import contextlib
 import importlib.util
 import math
 import os
+import re
+import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fasta2c.errors import RunError, UserError
+from fasta2c.errors import RunError, UserError, reason
 from fasta2c.run.files import check_output, temporary_beside
 
 SUFFIXES = (".mp4", ".gif")
-# Smaller pictures are enlarged, by whole numbers so that their pixels stay square and sharp, until they are as high.
+# Smaller pictures are enlarged, by whole numbers so that their pixels stay square and sharp, until they are as high or
+# as wide.
 LEAST_HEIGHT = 240
+MOST_WIDTH = 1920
 CAPTION_HEIGHT = 20
 GAP = 4
 
-_CODECS: dict[str, dict[str, Any]] = {
-    # Its blocks are 2 x 2; the index comes first, so that a browser can start before the end is there.
-    ".mp4": {
-        "codec": "libx264",
-        "macro_block_size": 2,
-        "output_params": ["-f", "mp4", "-crf", "20", "-movflags", "+faststart"],
-    },
+_CODECS = {
+    # Its index comes first, so that a browser can start before the end is there.
+    ".mp4": ("-f", "mp4", "-codec", "libx264", "-pix_fmt", "yuv420p", "-crf", "20", "-movflags", "+faststart"),
     # 256 colours anew for each picture: few games have more.
-    ".gif": {
-        "codec": "gif",
-        "pix_fmt_out": "pal8",
-        "macro_block_size": 1,
-        "output_params": [
-            "-f",
-            "gif",
-            "-filter_complex",
-            "split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1:dither=none",
-        ],
-    },
+    ".gif": (
+        *("-f", "gif", "-filter_complex"),
+        "split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1:dither=none",
+    ),
 }
 
 
@@ -83,16 +76,20 @@ class Film:
         self.fps = fps
         self.pictures = 0
         self._temporary = temporary_beside(path)
-        self._writer: Any = None
+        self._ffmpeg: subprocess.Popen[bytes] | None = None
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the film)
 
     def add(self, picture: NDArray[np.uint8]) -> None:
         """Append a picture [height, width, 3]. Raises `RunError` where the disk refuses."""
         try:
-            if self._writer is None:
-                self._writer = self._open(picture.shape[1], picture.shape[0])
-            self._writer.send(np.ascontiguousarray(_even(picture)))
+            if self._ffmpeg is None:
+                self._ffmpeg = self._start(picture.shape[1], picture.shape[0])
+            assert self._ffmpeg.stdin is not None
+            self._ffmpeg.stdin.write(_even(picture).tobytes())
+        except BrokenPipeError:
+            raise self._refused(self._complaint()) from None
         except OSError as error:
-            raise self._refused(error) from None
+            raise self._refused(reason(error)) from None
         self.pictures += 1
 
     def __enter__(self) -> Film:
@@ -102,35 +99,47 @@ class Film:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if self._writer is not None:
-                self._writer.close()
-            if kind is None and self.pictures:
-                if not self._temporary.stat().st_size:
-                    raise OSError("ffmpeg wrote nothing")
+            if kind is None and self._ffmpeg is not None:
+                if complaint := self._complaint():
+                    raise self._refused(complaint)
                 os.replace(self._temporary, self.path)
         except OSError as refusal:
-            if kind is None:
-                raise self._refused(refusal) from None
+            raise self._refused(reason(refusal)) from None
         finally:
+            if self._ffmpeg is not None:
+                self._ffmpeg.kill()
+                self._ffmpeg.communicate()
+            self._complaints.close()
             with contextlib.suppress(OSError):
                 self._temporary.unlink()
 
-    def _open(self, width: int, height: int) -> Any:
+    def _start(self, width: int, height: int) -> subprocess.Popen[bytes]:
         import imageio_ffmpeg
 
-        writer = imageio_ffmpeg.write_frames(
-            self._temporary,
-            (width + width % 2, height + height % 2),
-            fps=self.fps,
-            quality=None,
-            ffmpeg_log_level="error",
-            **_CODECS[self.path.suffix.lower()],
+        size = f"{width + width % 2}x{height + height % 2}"
+        pace = str(Fraction(self.fps).limit_denominator())
+        taken = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", pace, "-i", "-")
+        made = (*_CODECS[self.path.suffix.lower()], f"file:{self._temporary}")
+        return subprocess.Popen(
+            [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *taken, *made],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=self._complaints,
+            start_new_session=True,  # a Ctrl-C is for us
         )
-        writer.send(None)
-        return writer
 
-    def _refused(self, error: OSError) -> RunError:
-        told = error.strerror or str(error).strip().splitlines()[-1][:200]
+    def _complaint(self) -> str:
+        """Wait for the film's end; why there is none, empty if there is one."""
+        assert self._ffmpeg is not None and self._ffmpeg.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._ffmpeg.stdin.close()
+        if not (code := self._ffmpeg.wait()):
+            return ""
+        self._complaints.seek(0)
+        first = self._complaints.readline(300).decode(errors="replace")  # what follows comes of it
+        return re.sub(r"\[[^]]*\] *", "", first).strip() or f"ffmpeg has ended with code {code}"
+
+    def _refused(self, told: str) -> RunError:
         return RunError(f"{self.path} cannot be written ({told}).")
 
 
@@ -138,9 +147,14 @@ def tiled(pictures: NDArray[np.uint8], captions: Sequence[str]) -> NDArray[np.ui
     """Pictures [E, height, width, 3] side by side in rows, each above its caption, as one [height, width, 3].
 
     Small ones are enlarged; an empty caption takes no room where all are empty.
+
+    Raises:
+        UserError: the pictures have no pixels.
     """
     count, height, width, _ = pictures.shape
-    scale = max(1, math.ceil(LEAST_HEIGHT / height))
+    if not height or not width:
+        raise UserError(f"the environment draws pictures without pixels, {width} x {height}.")
+    scale = max(1, min(math.ceil(LEAST_HEIGHT / height), MOST_WIDTH // width))
     tiles = pictures.repeat(scale, axis=1).repeat(scale, axis=2)
     if any(captions):
         strips = np.stack([_caption(text, width * scale) for text in captions])

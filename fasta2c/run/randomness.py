@@ -1,12 +1,21 @@
-"""The random generators that environments may draw from, torch's, NumPy's and Python's own, saved and restored."""
+"""The random generators that environments may draw from, torch's, NumPy's and Python's own: seeded, saved, restored."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+
+
+def seed(number: int) -> None:
+    """Begin each generator anew, torch's on every device."""
+    random.seed(number)
+    np.random.seed(np.random.SeedSequence(number).generate_state(8))
+    torch.manual_seed(number)
 
 
 def capture(device: torch.device) -> dict[str, Any]:
@@ -30,3 +39,13 @@ def restore(states: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(states["torch"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
+
+
+@contextmanager
+def kept(device: torch.device) -> Iterator[None]:
+    """Whatever is drawn inside, the generators go on as if nothing had been."""
+    states = capture(device)
+    try:
+        yield
+    finally:
+        restore(states, device)

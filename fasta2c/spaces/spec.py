@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from fasta2c.errors import UserError
 from fasta2c.spaces.actions import Actions, Choices, Continuous, action_spec, mask_of
 from fasta2c.spaces.layout import Layout
 from fasta2c.spaces.leaves import Leaf, observation_leaves
@@ -79,4 +80,6 @@ def spec_of(
     leaves = observation_leaves(observations, env_id)
     taken = action_spec(actions, leaves, env_id)
     mask_of(leaves, taken, env_id)  # or it says what does not fit
+    if stack > 1 and not leaves[0].shape:
+        raise UserError(f"{env_id}: frames of a single pixel cannot be stacked; make them larger.")
     return EnvSpec(leaves, stack, taken)

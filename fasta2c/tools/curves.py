@@ -91,7 +91,15 @@ def _runs_below(path: Path) -> list[Path]:
     try:
         if not path.is_dir() or (path / "config.yaml").is_file():
             return []
-        return sorted(file.parent for file in path.rglob("config.yaml") if (file.parent / "metrics.csv").exists())
+        found, seen = [], set()
+        for folder, below, files in os.walk(path, followlinks=True):  # people gather runs by links
+            if (real := os.path.realpath(folder)) in seen:  # which may lead in a circle
+                below.clear()
+                continue
+            seen.add(real)
+            if {"config.yaml", "metrics.csv"} <= {*files}:
+                found.append(Path(folder))
+        return sorted(found)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise UserError(f"{path} cannot be read ({reason(error)}).") from None
 

@@ -74,7 +74,7 @@ def record(
     policy = load_policy(run_dir, checkpoint=checkpoint, device=device, seed=seed)
     envs = make_eval_envs(policy.config, num_envs, policy.device, seed, env_kwargs=env_kwargs, render=True)
     try:
-        check_fit(policy, envs)
+        check_fit(policy, envs, env_kwargs)
         pace = fps or envs.fps
         with (
             Film(out, pace) as film,
@@ -100,4 +100,4 @@ def record(
 
 
 def _plain(score: float) -> str:
-    return f"{score:,.0f}" if score == round(score) else f"{score:,.2f}"
+    return f"{score:,.0f}" if score.is_integer() else f"{score:,.2f}"

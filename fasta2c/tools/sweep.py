@@ -24,7 +24,7 @@ from fasta2c.callbacks import Callback
 from fasta2c.config import TrainConfig, from_plain, to_dict, to_plain
 from fasta2c.envs.ids import resolve
 from fasta2c.envs.make import look_up_spec
-from fasta2c.errors import DiskError, RunError, UserError, did_you_mean, reason
+from fasta2c.errors import DiskError, RunError, UserError, did_you_mean, reason, warn
 from fasta2c.fields import Count, Seed, check, checked, kind_of, show
 from fasta2c.launch import train
 from fasta2c.presets import load_preset
@@ -160,13 +160,13 @@ def _checked(space: Mapping[str, Any], config: TrainConfig, sampler: Sampler) ->
     found = {}
     if not isinstance(space, Mapping) or not space:
         raise UserError("space: nothing to search; write something like '{\"lr\": [1e-4, 1e-3]}'.")
-    for name, given in space.items():
+    for name, given in sorted(space.items(), key=lambda item: str(item[0])):  # one and the same in any order
         if name not in to_dict(config) or name in _NOT_SEARCHED:
             known = to_dict(config).keys() - _NOT_SEARCHED
             raise UserError(f"space: {name!r} is nothing to search.{did_you_mean(str(name), known)}")
         values = _plain(given)
         ends: list[Any] = [values.get("low"), values.get("high")] if isinstance(values, dict) else []
-        numbers = all(isinstance(end, int | float) for end in ends)
+        numbers = all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends)
         if isinstance(values, dict) and (not numbers or values.keys() - {"low", "high", "log"} or ends[0] >= ends[1]):
             raise UserError(f'space.{name}: {values} is no range; write {{"low": 1e-4, "high": 1e-2, "log": true}}.')
         if not isinstance(values, dict | list) or not values:
@@ -229,9 +229,7 @@ def _run(
     watch = _Reporter(trial, scores, prune)
     try:
         for seed, run in zip(seeds, runs, strict=True):
-            score = _score(
-                TrainConfig(**{**to_dict(config), **values, "seed": seed, "run_dir": run, "quiet": True}), watch
-            )
+            score = _score(_with(config, {**values, "seed": seed, "run_dir": run, "quiet": True}), watch)
             if score is None:
                 raise RunError(f"{run}: no episode has ended; give the runs more --total-steps.")
             scores.append(score)
@@ -251,6 +249,12 @@ def _run(
         raise
     else:
         study.tell(trial, statistics.fmean(scores))
+
+
+def _with(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
+    """`config` with `values` laid over it, of the environment's options each by itself."""
+    options = {**config.env_kwargs, **values.get("env_kwargs", {})}
+    return TrainConfig(**{**to_dict(config), **values, "env_kwargs": options})
 
 
 def _name(values: Mapping[str, Any], seed: int) -> str:
@@ -314,19 +318,24 @@ def _conclude(study: optuna.Study, config: TrainConfig, folder: Path) -> list[Tr
         return []
     table = io.StringIO()
     rows = csv.writer(table)
-    rows.writerow(["rank", "state", "mean_return", "scores", *tried[0].values, "failure"])
+    searched = sorted({name for trial in tried for name in trial.values})
+    rows.writerow(["rank", "state", "mean_return", "scores", *searched, "failure"])
     for rank, trial in enumerate(tried, 1):
         mean = trial.mean if trial.scores else ""
         scores = " ".join(f"{s:g}" for s in trial.scores)
-        rows.writerow([rank, trial.state, mean, scores, *trial.values.values(), trial.failure])
+        values = (trial.values.get(name, "") for name in searched)
+        rows.writerow([rank, trial.state, mean, scores, *values, trial.failure])
     complete = [trial for trial in tried if trial.state == "complete"]
     try:
         write_atomically(folder / "trials.csv", table.getvalue().encode())
         if complete:
-            best = _shared(TrainConfig(**{**to_dict(config), **complete[0].values}))
+            best = _shared(_with(config, complete[0].values))
             write_atomically(folder / "best.yaml", yaml.safe_dump(best, sort_keys=False, allow_unicode=True).encode())
     except OSError as error:
         raise RunError(f"{folder} cannot be written ({reason(error)}).") from None
-    if complete:
-        plot([run for trial in complete[:DRAWN] for run in trial.runs], folder / "curves.png")
+    runs = [run for trial in complete[:DRAWN] for run in trial.runs]
+    if there := [run for run in runs if (run / "metrics.csv").exists()]:
+        plot(there, folder / "curves.png")
+    if len(there) < len(runs):
+        warn(f"{folder / 'curves.png'} lacks the runs that were removed.")
     return tried

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fasta2c.errors import UserError
 from fasta2c.fields import Range, check_ranges
 from fasta2c.flags import flags_of
+from fasta2c.run.files import finite
 
 if TYPE_CHECKING:
     from fasta2c.evaluation import EvalResult
@@ -84,7 +85,7 @@ def run(argv: list[str]) -> None:
     if len(told) > 1:
         told = [{"run_dir": str(run_dir), **values} for run_dir, values in zip(flags.run_dir, told, strict=True)]
     if flags.json:
-        print(json.dumps(told[0] if len(told) == 1 else told))
+        print(json.dumps(finite(told[0] if len(told) == 1 else told), allow_nan=False))
         return
     if len(told) > 1:
         print(_table(flags.run_dir, results))

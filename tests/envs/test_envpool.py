@@ -12,6 +12,7 @@ from fasta2c.envs.base import spread_seeds
 from fasta2c.envs.envpool import EnvPoolEnvs
 from fasta2c.envs.episodes import EpisodeStatistics
 from fasta2c.envs.ids import resolve
+from fasta2c.envs.make import look_up_spec
 from fasta2c.errors import UserError
 
 
@@ -332,3 +333,9 @@ def test_legal_actions_of_2048_join_the_observation():
         legal, seen = envs.spec.frames.unpack(torch.from_numpy(row.observations))
         moved = (seen != board).flatten(1).any(dim=1).numpy()
         assert moved[row.valid].all(), "a legal move moves something"
+
+
+def test_frames_of_a_pixel_cannot_be_stacked():
+    with pytest.raises(UserError, match="Pong-v5: frames of a single pixel cannot be stacked"):
+        look_up_spec(resolve("Atari/Pong"), {"img_height": 1, "img_width": 1})
+    assert look_up_spec(resolve("Atari/Pong"), {"img_height": 1, "img_width": 9}).leaves[0].size == 36

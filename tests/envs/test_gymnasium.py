@@ -538,5 +538,66 @@ def test_an_environment_that_fails_again_and_again_ends_the_run(failing, monkeyp
 
 
 def test_an_environment_that_cannot_even_begin_ends_the_run(failing):
-    with pytest.raises(RunError, match="environment 1 raised OSError: no such display"):
-        make("test_gymnasium/Failing-v0", 3, restart=True, how="reset").reset()
+    with pytest.raises(RunError, match="an environment raised OSError: no such display"):
+        make("test_gymnasium/Failing-v0", 3, how="reset").reset()
+
+
+class Late(Counter):
+    """Cannot begin, the first `times` that one is asked to."""
+
+    def __init__(self, times: int):
+        super().__init__()
+        Late.left = getattr(Late, "left", times)
+
+    def reset(self, *, seed=None, options=None):
+        Late.left -= 1
+        if Late.left >= 0:
+            raise OSError("no such display")
+        return super().reset(seed=seed)
+
+
+@pytest.mark.parametrize(("times", "ends"), [(3, False), (4, True)])
+def test_an_environment_that_cannot_begin_at_once_is_made_anew_if_asked(times, ends, capsys, monkeypatch):
+    gymnasium.register("test_gymnasium/Late-v0", entry_point=Late)
+    monkeypatch.delattr(Late, "left", raising=False)
+    try:
+        envs = make("test_gymnasium/Late-v0", 2, restart=True, times=times)
+        if ends:
+            with pytest.raises(RunError, match="It has failed 4 times in a row"):
+                envs.reset()
+            return
+        assert envs.reset().tolist() == [[0], [0]] and envs.restarts == 3
+        row = envs.step(np.full(2, 5))
+        assert row.valid.all() and row.lost is None and row.observations.tolist() == [[1], [1]]
+        assert capsys.readouterr().err.count("it is made anew") == 3
+    finally:
+        envs.close()
+        gymnasium.registry.pop("test_gymnasium/Late-v0")
+
+
+class Paying(Counter):
+    """Pays so much, in games of one step."""
+
+    def __init__(self, pays: float):
+        super().__init__(1)
+        self.pays = pays
+
+    def step(self, action):
+        observation, _, *rest = super().step(action)
+        return observation, self.pays, *rest
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_scores_are_the_environments_own_numbers(mode):
+    """2^24 + 1 is no float32, and 0.9 neither."""
+    gymnasium.register("test_gymnasium/Paying-v0", entry_point=Paying)
+    try:
+        for pays in (2.0**24 + 1, 0.9):
+            envs = make("test_gymnasium/Paying-v0", 2, pays=pays, vectorization_mode=mode)
+            envs.reset()
+            row = envs.step(np.full(2, 5))
+            envs.close()
+            assert row.scores.tolist() == [pays] * 2
+            assert row.rewards.dtype == np.float32 and row.rewards.tolist() == [np.float32(pays)] * 2
+    finally:
+        gymnasium.registry.pop("test_gymnasium/Paying-v0")

@@ -253,3 +253,26 @@ def test_nothing_of_an_environment_is_differentiated(tmp_path):
         TrainConfig(env="torch:theirs:Learnt", num_envs=4, total_steps=300, run_dir=tmp_path / "run", quiet=True)
     )
     assert evaluate(run.run_dir, episodes=3).episodes == 3
+
+
+class Reusing(Counter):
+    """Gives the same memory in each row, and writes into the actions that it is given."""
+
+    def step(self, actions):
+        observations, rewards, *ends = super().step(actions)
+        actions.fill_(9)
+        self.given = getattr(self, "given", [torch.zeros_like(end) for end in ends])
+        for given, end in zip(self.given, ends, strict=True):
+            given.copy_(end)
+        return observations, rewards, *self.given
+
+
+def test_rows_and_actions_are_the_callers_to_keep(monkeypatch):
+    monkeypatch.setitem(sys.modules, "reusing", types.SimpleNamespace(Reusing=Reusing))
+    envs = make_envs("torch:reusing:Reusing", 3, seed=0, device="cpu")
+    envs.reset()
+    actions = torch.full((3,), 5)
+    first = envs.step(actions)
+    assert actions.tolist() == [5, 5, 5] and first[2].tolist() == [True, False, False]
+    envs.step(actions)
+    assert first[2].tolist() == [True, False, False] and first[3].tolist() == [False] * 3

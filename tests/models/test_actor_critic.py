@@ -7,7 +7,7 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
 from helpers import env_spec
 
 from fasta2c.config import TrainConfig
-from fasta2c.models.actor_critic import ActorCritic
+from fasta2c.models.actor_critic import MOST_OPTIONS_SEEN, ActorCritic
 from fasta2c.spaces import spec_of
 
 PIXELS = env_spec((4, 84, 84), "uint8", actions=6)
@@ -121,3 +121,12 @@ def test_log_std_begins_where_it_is_told_to():
     spec = spec_of(Box(-1, 1, (4,)), Box(-1, 1, (3,)), env_id="test")
     policy, _ = ActorCritic(spec, TrainConfig(log_std_init=-1.5))(torch.zeros(2, 4))
     assert policy[:, 3:].tolist() == [[-1.5] * 3] * 2
+
+
+def test_a_large_mask_that_is_all_there_is_to_see_is_looked_at():
+    options = MOST_OPTIONS_SEEN + 1
+    spec = spec_of(Dict({"action_mask": MultiBinary(options)}), Discrete(options), env_id="test")
+    mask = torch.zeros(2, options, dtype=torch.uint8)
+    mask[:, 3] = 1
+    policy, values = ActorCritic(spec, TrainConfig())(mask)
+    assert torch.isfinite(policy).nonzero()[:, 1].tolist() == [3, 3] and values.shape == (2,)

@@ -266,3 +266,27 @@ def test_files_have_the_usual_permissions() -> None:
     Path("plain").touch()
     write_atomically(Path("f"), memoryview(b"x"))
     assert stat.S_IMODE(Path("f").stat().st_mode) == stat.S_IMODE(Path("plain").stat().st_mode)
+
+
+def test_a_path_means_what_the_system_takes_it_for() -> None:
+    """`..` behind a link leads out of where the link points to."""
+    Path("there/deep").mkdir(parents=True)
+    Path("here").mkdir()
+    Path("here/link").symlink_to(Path("there/deep").absolute())
+    directory = create(Path("here/link/../run"))
+    directory.write_config({"env": "Atari/Pong"})
+    directory.close()
+    assert Path("there/run/config.yaml").is_file() and os.listdir("here") == ["link"]
+    opened = RunDirectory.open(Path("here/link/../run"), lock=True)
+    assert opened.config_file.is_file()
+    opened.check_ours()
+    opened.close()
+
+
+def test_a_run_that_logs_cannot_name_is_not_written_to_but_read() -> None:
+    folder = Path(os.fsdecode(b"a\xffb"))
+    folder.mkdir()
+    (folder / "config.yaml").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        RunDirectory.open(folder, lock=True)
+    assert RunDirectory.open(folder, lock=False).path == folder

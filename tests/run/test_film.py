@@ -3,6 +3,7 @@
 import errno
 import subprocess
 import sys
+from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
@@ -87,6 +88,43 @@ def test_a_full_disk_ends_a_film_in_words(tmp_path, name):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{tmp_path / name} cannot be written (") and len(done.stdout.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_film_that_ffmpeg_could_not_finish_leaves_the_old_one(tmp_path, monkeypatch):
+    """A disk that is full only at the end: all pictures were taken, and the file cannot be played."""
+    ffmpeg = tmp_path / "ffmpeg"
+    ffmpeg.write_text(
+        '#!/bin/sh\nfor last; do :; done\ncat > "${last#file:}"\n'
+        'echo "[out#0/mp4 @ 0x1] Error writing trailer: No space left on device" >&2\necho more >&2\nexit 228\n'
+    )
+    ffmpeg.chmod(0o755)
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: str(ffmpeg))
+    path = tmp_path / "a.mp4"
+    path.write_text("old")
+    told = r"a\.mp4 cannot be written \(Error writing trailer: No space left on device\)\.$"
+    with pytest.raises(RunError, match=told), Film(path, 10.0) as made:
+        made.add(pictures(1)[0])
+    assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["-a.mp4", "a:b.gif", "%d.mp4", "ä b.gif"])
+def test_any_name_will_do(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with Film(Path(name), 10.0) as made:
+        made.add(pictures(1)[0])
+    assert [p.name for p in tmp_path.iterdir()] == [name] and Path(name).stat().st_size > 500
+
+
+def test_pictures_that_ffmpeg_does_not_take_are_told_of(tmp_path):
+    with pytest.raises(RunError, match=r"GIF does not support resolutions"), Film(tmp_path / "a.gif", 10.0) as made:
+        for picture in pictures(2, 2, 70_000):
+            made.add(picture)
+
+
+def test_wide_pictures_are_not_made_wider_and_empty_ones_refused():
+    assert tiled(pictures(1, 1, 2000), [""]).shape == (1, 2000, 3)
+    with pytest.raises(UserError, match="without pixels, 80 x 0"):
+        tiled(pictures(1, 0, 80), [""])
 
 
 @pytest.mark.parametrize(

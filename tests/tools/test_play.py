@@ -1,5 +1,6 @@
 """Films of trained agents show their games: frames that change, a picture for each step, whole games."""
 
+import math
 import subprocess
 import sys
 import types
@@ -18,6 +19,7 @@ from fasta2c.cli import main
 from fasta2c.envs.ids import resolve
 from fasta2c.envs.pictures import make_drawn_envs
 from fasta2c.errors import UserError
+from fasta2c.tools import play as play_module
 from fasta2c.tools.play import record
 
 SMALL = {"num_envs": 4, "num_steps": 4, "total_steps": 64, "quiet": True}
@@ -286,3 +288,10 @@ def test_other_options_show_other_games(run, tmp_path, capsys):
     assert main([*arguments, "--quiet"]) == 0 and len(frames(tmp_path / "b.gif")) == 4
     assert main([*arguments[:-1], '{"nonsense": 3}']) == 2
     assert "nonsense" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("score", "told"), [(1234.0, "1,234"), (-0.5, "-0.50"), (math.nan, "nan"), (math.inf, "inf"), (np.float64(3), "3")]
+)
+def test_any_score_can_be_a_caption(score, told):
+    assert play_module._plain(score) == told

@@ -169,6 +169,15 @@ def test_a_young_run_among_others_is_left_out_with_a_word(tmp_path, capsys):
         find_runs([tmp_path / "others"])
 
 
+def test_runs_are_found_through_links_that_may_lead_in_a_circle(tmp_path):
+    run = fake(tmp_path / "elsewhere" / "a", returns=[1.0, 2.0])
+    folder = tmp_path / "chosen"
+    folder.mkdir()
+    (folder / "s0").symlink_to(run)
+    (folder / "again").symlink_to(folder)
+    assert [found.path for found in find_runs([folder])] == [folder / "s0"]
+
+
 def test_runs_of_one_seed_are_not_called_seeds(tmp_path):
     runs = [fake(tmp_path / name, returns=[1.0, 2.0]) for name in "ab"]
     plot(runs, tmp_path / "a.svg")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -310,6 +311,7 @@ def test_a_setting_that_fails_is_told_and_the_others_go_on(tmp_path):
         ('--space {"lr":{"low":0.1,"high":1}}', "space.lr: a grid needs a list of values"),
         ('--space {"lr":{"low":0.1}} --sampler tpe --trials 2', "space.lr: {'low': 0.1} is no range"),
         ('--space {"lr":{"low":1,"high":0.1}} --sampler tpe --trials 2', "is no range"),
+        ('--space {"shared":{"low":false,"high":true}} --sampler tpe --trials 2', "is no range"),
         ('--space {"lr":[0.1]} --sampler random', "trials: random has no end"),
         ('--space {"lr":[0.1]} --sampler best', "--sampler: 'best' is not one of grid, random, tpe"),
         ('--space {"lr":[0.1]} --trials 0', "--trials: 0 is out of range"),
@@ -379,6 +381,29 @@ def test_numpys_numbers_are_welcome(tmp_path, pretended):
     tried = sweep(quick(), space, tmp_path / "s", seeds=np.arange(2))
     assert len(tried) == 4 and tried[0].values == {"lr": 0.5, "num_steps": 4}
     assert yaml.safe_load((tmp_path / "s" / "best.yaml").read_text())["lr"] == 0.5
+
+
+def test_a_sweep_goes_on_with_its_settings_named_in_another_order(tmp_path, pretended):
+    sweep(quick(), {"lr": [1e-3, 1e-2], "gamma": [0.9]}, tmp_path / "s", trials=1)
+    sweep(quick(), {"gamma": [0.9], "lr": [1e-3, 1e-2]}, tmp_path / "s")
+    assert sorted((float(row["lr"]), float(row["gamma"])) for row in rows(tmp_path / "s")) == [(1e-3, 0.9), (1e-2, 0.9)]
+    assert all(config.run_dir.name.startswith("gamma=0.9,lr=") for config in pretended)
+
+
+def test_options_that_are_tried_are_laid_over_the_others(tmp_path, pretended):
+    config = quick(env="gymnasium:CartPole-v1", env_kwargs={"sutton_barto_reward": True})
+    sweep(config, {"env_kwargs": [{"max_episode_steps": 9}]}, tmp_path / "s")
+    both = {"sutton_barto_reward": True, "max_episode_steps": 9}
+    assert pretended[0].env_kwargs == both == read_config(tmp_path / "s" / "best.yaml")["env_kwargs"]
+
+
+def test_runs_that_were_removed_are_missed_by_the_picture_alone(tmp_path, capsys):
+    space = {"lr": [1e-3, 1e-2]}
+    tried = sweep(quick(), space, tmp_path / "s")
+    for trial in tried:
+        shutil.rmtree(trial.runs[0])
+        assert sweep(quick(), space, tmp_path / "s") == tried and len(rows(tmp_path / "s")) == 2
+        assert "curves.png lacks the runs that were removed" in capsys.readouterr().err
 
 
 def test_a_sampler_that_there_is_not_is_refused(tmp_path):
