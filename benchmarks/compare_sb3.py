@@ -38,9 +38,9 @@ def fasta2c_sps(env: str, num_envs: int, num_steps: int | None, seconds: float) 
     parts = assemble(config, make_envs(config, device), device)
 
     def work() -> int:
-        before = parts.collector.env_steps
+        before = parts.collector.counts.env_steps
         parts.learner.update(parts.collector.collect(), 0.0)
-        return parts.collector.env_steps - before
+        return parts.collector.counts.env_steps - before
 
     for _ in range(3):
         work()

@@ -74,9 +74,9 @@ def measure(seconds: float, repeats: int, **flags: Any) -> dict[str, Any]:
         return row_count
 
     def train() -> int:
-        before = training.collector.env_steps
+        before = training.collector.counts.env_steps
         training.learner.update(training.collector.collect(), 0.0)
-        return training.collector.env_steps - before
+        return training.collector.counts.env_steps - before
 
     for work in (raw, net, plain, train):  # warm-up, compilation and recording included
         for _ in range(3):

@@ -11,7 +11,7 @@ from fasta2c.config import TrainConfig, to_plain
 from fasta2c.distributed import Ranks
 from fasta2c.envs.episodes import Game
 from fasta2c.errors import UserError
-from fasta2c.rollout.collector import RolloutCounts
+from fasta2c.rollout.counts import RolloutCounts
 from fasta2c.run.provenance import versions
 
 

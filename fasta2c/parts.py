@@ -26,7 +26,8 @@ from fasta2c.models.actor_critic import ActorCritic
 from fasta2c.models.encoders import is_convolutional
 from fasta2c.policy import build_model
 from fasta2c.rollout.buffer import RolloutBuffer
-from fasta2c.rollout.collector import Collector, Exchange
+from fasta2c.rollout.collector import Collector
+from fasta2c.rollout.counts import Counts, Exchange
 from fasta2c.rollout.passes import Passes
 from fasta2c.rollout.reuse import decide
 from fasta2c.run import randomness
@@ -115,8 +116,8 @@ def assemble(
 ) -> Parts:
     """The parts of a run of `config` (its preset filled in) over groups of `envs`, fresh parameters on `device`.
 
-    Several `ranks` begin with the same parameters, and learn the same from environments of their own; `exchange` is the
-    collector's. Inside `resetting` the environments are reset, and little else done.
+    Several `ranks` begin with the same parameters, and learn the same from environments of their own; they tell each
+    other what they counted by `exchange`. Inside `resetting` the environments are reset, and little else done.
     """
     if (dtype := torch.get_default_dtype()) != torch.float32:
         raise UserError(f"{config.env}: somebody has called torch.set_default_dtype({dtype}); fasta2c needs float32.")
@@ -165,7 +166,7 @@ def assemble(
             sde_interval=config.sde_interval,
             keep_log_probs=num_minibatches * config.num_epochs > 1,
             keep_graph=reuse.acting,
-            exchange=exchange,
+            counts=Counts(num_envs, exchange),
         )
     at_once = max(group.num_envs for group in envs) if reuse.acting else min(micro_batch, minibatch)
     threads = accel.update_threads(at_once, convolutional=model.convolutional)

@@ -105,7 +105,7 @@ class Records:
         self._clock = clock
         self._device = device
         self._ranks = ranks
-        self._episodes = parts.collector.episodes
+        self._episodes = parts.collector.counts.episodes
         self._tally = Tally(device)
         self._logged = {"update": 0, "env_steps": 0, "wall_seconds": 0.0}
         self.best_return: float | None = None
@@ -124,13 +124,13 @@ class Records:
                 self._logged = {name: log[name] for name in self._logged}
             # A best policy of the time since the last checkpoint is kept; one that is undone by going back is not.
             best = ranks.broadcast_object(checkpoint.best_of(directory) if ranks.leads else None)
-            if best is not None and not (saved.older and best.env_steps > parts.collector.env_steps):
+            if best is not None and not (saved.older and best.env_steps > parts.collector.counts.env_steps):
                 self.best_return = best.mean_return
                 self._best_is_whole = best.games >= self._episodes.window
         if ranks.leads:
             directory.write_config({**shown(config), "versions": versions(), "commit": commit()})
         self.log = MetricsLog(
-            directory.root if ranks.leads else None, resume_at=parts.collector.env_steps if saved else None
+            directory.root if ranks.leads else None, resume_at=parts.collector.counts.env_steps if saved else None
         )
         """metrics.csv and TensorBoard."""
         self.log.add_config(shown(config))
@@ -201,7 +201,7 @@ class Records:
             "mean_return": self._episodes.mean_return,
             "best_return": self.best_return,
             "skipped_updates": standing.skipped,
-            "dropped": self._parts.collector.dropped,
+            "dropped": self._parts.collector.counts.dropped,
             "ranks": self._ranks.world_size,
             "env_restarts": standing.env_restarts,
             "phase_seconds": self._clock.phase_seconds,

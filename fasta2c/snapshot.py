@@ -151,5 +151,5 @@ def restore(parts: Parts, source: Saved, config: TrainConfig, device: torch.devi
         randomness.restore(mine["randomness"], device)
     else:
         randomness.seed(fresh)
-    dropped = parts.collector.dropped["games"] - already
+    dropped = parts.collector.counts.dropped["games"] - already
     return f"{dropped} games that were under way begin anew" if dropped else "with all its games"

@@ -110,6 +110,7 @@ class Trainer:
         )
         resources.callback(self.parts.graphs.release)
         self.collector, self.learner, self.timer = self.parts.collector, self.parts.learner, self.parts.timer
+        self.counts = self.collector.counts
         self._sideshow = Sideshow(config, self.device, self._make_policy)
 
     def _check(self) -> None:
@@ -168,7 +169,7 @@ class Trainer:
     @property
     def env_steps(self) -> int:
         """Valid rows so far, the run's earlier sessions included."""
-        return self.collector.env_steps
+        return self.counts.env_steps
 
     @property
     def standing(self) -> Standing:
@@ -178,7 +179,7 @@ class Trainer:
     @property
     def mean_return(self) -> float | None:
         """Over the last 100 games; None before the first has ended."""
-        return self.collector.episodes.mean_return
+        return self.counts.episodes.mean_return
 
     @property
     def run_dir(self) -> Path:
@@ -227,7 +228,7 @@ class Trainer:
                 self.records.write_summary(status, self.standing)
 
     def _loop(self, progress: Progress) -> None:
-        config, collector, timer = self.config, self.collector, self.timer
+        config, counts, timer = self.config, self.counts, self.timer
         where = f"{self.device}" + f" and {self.ranks.world_size - 1} more" * (self.ranks.world_size > 1)
         progress.say(f"{config.env} on {where}: {config.num_envs} environments, run in {self.directory.path}")
         for note in self._notes:
@@ -235,11 +236,11 @@ class Trainer:
         warm_update = self.update + warm_up_updates(self.device)
         while not self._done:
             fraction = self.env_steps / config.total_steps
-            rollout = collector.collect()
+            rollout = self.collector.collect()
             with timer("update"):
                 with explained(config, self.parts, self.device, learning=True):
                     metrics = self.learner.update(rollout, fraction)
-                collector.settle()  # from here games and env steps count, which ranks have told each other meanwhile
+                counts.settle()  # from here games and env steps count, which ranks have told each other meanwhile
                 self._take(metrics)
             if self.update == warm_update:
                 self.clock.end_warm_up(update=self.update, env_steps=self.env_steps)
@@ -252,7 +253,7 @@ class Trainer:
                     self.records.row(self.standing)
                 if self._due(config.checkpoint_interval) or self._agreement.wishes.save:
                     self._save()
-                progress.update(self.env_steps, sps=self.sps, episode_return=collector.episodes.mean_return)
+                progress.update(self.env_steps, sps=self.sps, episode_return=counts.episodes.mean_return)
 
     def _show(self) -> None:
         """Play games beside the training, and show parameters, where these are due."""
@@ -291,7 +292,7 @@ class Trainer:
     @property
     def _is_good(self) -> bool:
         """Whether the last 100 games average what was asked for; rewards may be float32, in which 0.9 is a bit less."""
-        target, episodes = self.config.stop_at_return, self.collector.episodes
+        target, episodes = self.config.stop_at_return, self.counts.episodes
         if target is None or not episodes.full or (mean := episodes.mean_return) is None:
             return False
         return mean >= target or math.isclose(mean, target, rel_tol=1e-6)
@@ -329,7 +330,7 @@ class Trainer:
 
     def _tell_callbacks(self) -> None:
         for callback in self._callbacks:
-            for game in self.collector.ended:
+            for game in self.counts.ended:
                 callback.on_episode_end(self, game)
             callback.on_update(self)
 

@@ -163,9 +163,9 @@ def _measure(config: TrainConfig, device: torch.device) -> float:
 
 def _train(parts: Parts, seconds: float) -> float:
     """Env steps a second of whole updates that take at least `seconds`."""
-    start, steps = time.perf_counter(), parts.collector.env_steps
+    start, steps = time.perf_counter(), parts.collector.counts.env_steps
     while True:
         metrics = parts.learner.update(parts.collector.collect(), 0.0)
         float(metrics[0])  # wait for the device
         if (passed := time.perf_counter() - start) >= seconds:
-            return (parts.collector.env_steps - steps) / passed
+            return (parts.collector.counts.env_steps - steps) / passed

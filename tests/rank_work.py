@@ -307,6 +307,6 @@ def trains(ranks: Ranks, settings: dict[str, Any], resume: Path | None) -> dict[
         "parameters": {name: x.numpy() for name, x in trainer.parts.model.state_dict().items()},
         "seeds": [seed for group in trainer.parts.envs for seed in group.seeds],
         "actions_seed": trainer.parts.generator.initial_seed(),
-        "episodes": trainer.collector.episodes.state_dict(),
-        "dropped": trainer.collector.dropped,
+        "episodes": trainer.collector.counts.episodes.state_dict(),
+        "dropped": trainer.collector.counts.dropped,
     }

@@ -7,40 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fasta2c import accel
 from fasta2c.envs.base import HostEnvs
-from fasta2c.envs.episodes import EpisodeStatistics, Game
 from fasta2c.envs.torch import TensorRow, TorchEnvs
 from fasta2c.errors import UserError
 from fasta2c.graphs import Graphs
 from fasta2c.models.distributions import Distribution
 from fasta2c.rollout.buffer import Forward, RolloutBuffer, env_slices
+from fasta2c.rollout.counts import Counts
 from fasta2c.rollout.passes import Passes
 from fasta2c.timing import PhaseTimer
-
-
-class RolloutCounts(NamedTuple):
-    """What a rollout brought beside its tensors."""
-
-    env_steps: int
-    """Valid rows."""
-    games: list[Game]
-    """Those that ended."""
-    dropped_games: int
-    """Those left without an end, as their environments failed or could not be saved."""
-    dropped_env_steps: int
-    """Of these games."""
-
-
-Exchange = Callable[[RolloutCounts], Callable[[], Sequence[RolloutCounts]]]
-"""Begins to send this rank's counts to the others; what it returns waits for everybody's."""
 
 
 class Collector:
@@ -63,8 +45,7 @@ class Collector:
         keep_log_probs: keep the actions' log-probabilities in the buffer, for updates by other parameters than acted.
         keep_graph: act with gradients and keep the graphs in the buffer, for an update that needs no second forward
             pass. The parameters must not change before that update.
-        exchange: sends what happened here in a rollout; what it returns is called by `settle`, for what happened on
-            every rank. Without it, this is the only one, and `collect` itself counts.
+        counts: where env steps and games are counted; those of this process alone unless given.
     """
 
     def __init__(
@@ -81,7 +62,7 @@ class Collector:
         sde_interval: int = 0,
         keep_log_probs: bool = False,
         keep_graph: bool = False,
-        exchange: Exchange | None = None,
+        counts: Counts | None = None,
     ) -> None:
         self._passes = passes
         self._distribution = distribution
@@ -91,8 +72,7 @@ class Collector:
         self._timer = timer
         self._keep_log_probs = keep_log_probs
         self._keep_graph = keep_graph
-        self._exchange = exchange
-        self._await_counts: Callable[[], Sequence[RolloutCounts]] | None = None
+        self.counts = counts or Counts(buffer.num_envs)
         taken = distribution.env_actions(buffer.actions_TE[0])
         self._downloads: list[Callable[[Tensor], Any]] = [
             torch.clone if envs.on_device else accel.Download(taken[: envs.num_envs]) for envs in groups
@@ -108,17 +88,6 @@ class Collector:
         self._value_last = [graphs.wrap(partial(self._forward, buffer.num_steps, own)) for own in own_slices]
         self._sde_rows = range(0, buffer.num_steps, sde_interval or buffer.num_steps)
         self._exploration = distribution.explore(buffer.num_envs, generator)
-        self.episodes = EpisodeStatistics(buffer.num_envs)
-        self.ended: list[Game] = []
-        """Games that ended in the last rollout, of all ranks as everything that is counted here."""
-        self.env_steps = 0
-        """Valid rows of all rollouts so far; a resumed run sets what it begins with."""
-        self.dropped = {"games": 0, "env_steps": 0}
-        """Games that were left without an end, as their environments could not be saved or failed; their env steps."""
-        # Of the rollout that is being filled.
-        self._steps = 0
-        self._games: list[Game] = []
-        self._lost = {"games": 0, "env_steps": 0}
         for envs, columns in self._groups:
             buffer.start(envs.reset(), columns)
 
@@ -150,27 +119,8 @@ class Collector:
                 self._count_on_device()
         else:
             buffer.upload()
-        here = RolloutCounts(self._steps, self._games, self._lost["games"], self._lost["env_steps"])
-        self._steps, self._games, self._lost = 0, [], dict.fromkeys(self._lost, 0)
-        if self._exchange is None:
-            self._count_all([here])
-        else:
-            self._await_counts = self._exchange(here)
+        self.counts.end_rollout()
         return buffer
-
-    def settle(self) -> None:
-        """Count what happened in the last rollout, on every rank, which was told meanwhile."""
-        if self._await_counts is not None:
-            self._count_all(self._await_counts())
-            self._await_counts = None
-
-    def _count_all(self, happened: Sequence[RolloutCounts]) -> None:
-        self.ended = [game for there in happened for game in there.games]
-        self.episodes.record(self.ended)
-        for there in happened:
-            self.env_steps += there.env_steps
-            self.dropped["games"] += there.dropped_games
-            self.dropped["env_steps"] += there.dropped_env_steps
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, statistics, and the games under way if the environments can be saved: tensors and plain values."""
@@ -179,12 +129,7 @@ class Collector:
         # Copies: of a view, torch would save all that it is a view of, which is the whole rollout.
         carried = {name: x.clone() for name, x in self._buffer.carried().items()} if whole else {}
         games = {"envs": envs, "buffer": carried} if whole else None
-        return {
-            "env_steps": self.env_steps,
-            "episodes": self.episodes.state_dict(),
-            "dropped": dict(self.dropped),
-            "games": games,
-        }
+        return {**self.counts.state_dict(), "games": games}
 
     def load_state_dict(self, states: Sequence[dict[str, Any]], own: int | None = 0) -> None:
         """Go on from what `state_dict` returned; games that were not saved are dropped, and new ones have begun.
@@ -200,15 +145,9 @@ class Collector:
         if games is not None and len(games["envs"]) != len(self._groups):
             saved = len(games["envs"])
             raise UserError(f"env_groups: the games were saved in {saved} groups; go on with --env-groups {saved}.")
-        self.env_steps = states[0]["env_steps"]
-        self.dropped = dict(states[0]["dropped"])
-        self.episodes.load_finished(states[0]["episodes"])
-        if games is None or own is None:
-            lengths = [length for state in states for length in state["episodes"]["lengths"]]
-            self.dropped["games"] += sum(length > 0 for length in lengths)
-            self.dropped["env_steps"] += sum(lengths)
+        self.counts.load_state_dict(states, own if games is not None else None)
+        if games is None:
             return
-        self.episodes.load_under_way(states[own]["episodes"])
         self._buffer.load_carried(games["buffer"])
         for (group, _), saved in zip(self._groups, games["envs"], strict=True):
             assert isinstance(group, TorchEnvs)
@@ -222,14 +161,9 @@ class Collector:
                 self._buffer.store_tensors(t, columns, row)
                 return
             self._buffer.store(t, columns, row)
-        self._count(row.valid, row.scores, row.game_over, columns)
+        self.counts.add(row.valid, row.scores, row.game_over, columns)
         if row.lost is not None:
-            for what, count in self.episodes.drop_under_way(columns.start + np.flatnonzero(row.lost)).items():
-                self._lost[what] += count
-
-    def _count(self, valid: NDArray[Any], scores: NDArray[Any], game_over: NDArray[Any], columns: slice) -> None:
-        self._steps += int(np.count_nonzero(valid))
-        self._games += self.episodes.update(valid, scores, game_over, columns)
+            self.counts.lose(columns.start + np.flatnonzero(row.lost))
 
     def _count_on_device(self) -> None:
         """Count a rollout of rows that were never on the host, which the device is waited for.
@@ -240,7 +174,7 @@ class Collector:
         over_TE = buffer.terminated_TE | buffer.truncated_TE
         told = torch.stack([buffer.valid_TE.float(), buffer.rewards_TE, over_TE.float()]).cpu().numpy()
         for valid, scores, game_over in zip(*told, strict=True):
-            self._count(valid != 0, scores, game_over != 0, slice(0, buffer.num_envs))
+            self.counts.add(valid != 0, scores, game_over != 0, slice(0, buffer.num_envs))
 
     def _act(self, t: int, columns: slice) -> Tensor:
         """Choose and keep the actions of row t; returns them as the environments take them, [G, ...]."""

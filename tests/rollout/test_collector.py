@@ -109,9 +109,9 @@ def test_rows_hold_what_happened(groups, micro_batch):
     assert rollout.terminated_TE.nonzero().tolist() == [[2, 1]]
     assert rollout.truncated_TE.nonzero().tolist() == [[3, 2]]
     assert (~rollout.valid_TE).nonzero().tolist() == [[3, 1], [4, 2]]
-    assert collect.env_steps == 5 * E - 2
+    assert collect.counts.env_steps == 5 * E - 2
     # environment 1: rows 0 to 2 score 10, 20, 30; environment 2: rows 0 to 3
-    assert (collect.episodes.count, collect.episodes.mean_return) == (2, (60 + 100) / 2)
+    assert (collect.counts.episodes.count, collect.counts.episodes.mean_return) == (2, (60 + 100) / 2)
 
 
 def test_one_group_steps_while_another_is_acted_for():
@@ -157,7 +157,7 @@ def test_rollouts_of_one_row():
     for n in range(6):
         rollout = collect.collect()
         assert rollout.values_T1E[:, 0].tolist() == [n * 10, n * 10 + 10]
-    assert len(envs[0].taken) == 6 and collect.env_steps == 6 * E - 2
+    assert len(envs[0].taken) == 6 and collect.counts.env_steps == 6 * E - 2
 
 
 @pytest.mark.parametrize("micro_batch", [1, 100])
