@@ -1,13 +1,18 @@
 #!/usr/bin/env bash
-# Everything worth knowing of a CUDA device, in one command of less than nine minutes: the GPU tests, throughput against
-# the environments' own speed, GAE, and Pong until it scores 18. Writes at most eight JSON files into --out.
+# Everything worth knowing of a CUDA device, in one command of at most nine minutes, or some of its stages: the GPU tests,
+# GAE, throughput against the environments' own speed, and Pong until it scores 18. Writes at most eight files into --out.
 # Without a CUDA device it says so, records nothing and exits 0.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-usage="usage: benchmarks/gpu_suite.sh --out DIR"
-[[ $# -eq 2 && $1 == --out && -n $2 ]] || { echo "$usage" >&2; exit 2; }
+usage="usage: benchmarks/gpu_suite.sh --out DIR [tests|gae|throughput|pong ...]"
+[[ $# -ge 2 && $1 == --out && -n $2 ]] || { echo "$usage" >&2; exit 2; }
 out=$2
+stages=("${@:3}")
+((${#stages[@]})) || stages=(tests gae throughput pong)
+for stage in "${stages[@]}"; do
+    [[ $stage =~ ^(tests|gae|throughput|pong)$ ]] || { echo "$usage" >&2; exit 2; }
+done
 python=${PYTHON:-python3}
 
 "$python" -c 'import torch' || { echo "gpu_suite.sh: error: $python has no torch; set PYTHON" >&2; exit 2; }
@@ -21,17 +26,22 @@ trap 'rm -rf "$scratch"' EXIT
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
 failed=()
-# stage NAME SECONDS COMMAND...: a stage that fails or takes too long does not keep the others from running.
+# stage NAME [--signal=S] SECONDS COMMAND...: a stage that fails or takes too long does not keep the others from running.
 stage() {
-    local name=$1 limit=$2 began=$SECONDS
-    shift 2
+    local name=$1 began=$SECONDS
+    shift
     echo "== $name"
-    timeout --kill-after=5 "$limit" "$@" || failed+=("$name ($?)")
+    timeout --kill-after=10 "$@" || failed+=("$name ($?)")
     echo "== $name took $((SECONDS - began)) s"
 }
 
+# The files are named, as others would be read too, and want what is not there. SIGINT has pytest tell what it has found.
 tests() {
-    stage tests 120 "$python" -m pytest -q -m gpu --junitxml="$scratch/tests.xml"
+    local workers=()
+    "$python" -c 'import xdist' 2>/dev/null && workers=(-n 4)
+    stage tests --signal=INT 200 "$python" -m pytest -q -m gpu -rf --tb=short --maxfail=20 ${workers[@]+"${workers[@]}"} \
+        --junitxml="$scratch/tests.xml" tests/test_gpu.py tests/learning/test_gae_triton.py \
+        > >(tee "$out/gpu_tests.log") 2>&1  # a pipe would forget what has failed
     [[ -s $scratch/tests.xml ]] || return 0
     "$python" - "$scratch/tests.xml" >"$out/gpu_tests.json" <<'PY'
 import json, sys, xml.etree.ElementTree as xml
@@ -51,15 +61,22 @@ pong() {
     echo "== pong took $((SECONDS - began)) s"
 }
 
-tests
-stage gae 50 "$python" benchmarks/gae.py --sizes 8x256 128x4096 512x65536 --seconds 0.3 --repeats 3 --json "$out/gae.json"
-for envs in 256 1024 4096; do
-    stage "throughput Pong $envs" 60 "$python" benchmarks/throughput.py --env Atari/Pong --num-envs "$envs" --num-steps 8 \
-        --seconds 1.5 --repeats 3 --json "$out/throughput_pong_$envs.json"
+gae() {
+    stage gae 60 "$python" benchmarks/gae.py --sizes 8x256 128x4096 512x65536 --seconds 0.3 --repeats 3 --json "$out/gae.json"
+}
+
+throughput() {
+    stage "throughput Pong 256" 50 "$python" benchmarks/throughput.py --env Atari/Pong --num-envs 256 --num-steps 8 \
+        --seconds 1.5 --repeats 3 --json "$out/throughput_pong_256.json"
+    stage "throughput Pong 4096" 90 "$python" benchmarks/throughput.py --env Atari/Pong --num-envs 4096 --num-steps 8 \
+        --seconds 1 --repeats 2 --json "$out/throughput_pong_4096.json"
+    stage "throughput CartPole 4096" 40 "$python" benchmarks/throughput.py --env Classic/CartPole --num-envs 4096 \
+        --num-steps 16 --seconds 1.5 --repeats 3 --json "$out/throughput_cartpole_4096.json"
+}
+
+for stage in "${stages[@]}"; do
+    "$stage"
 done
-stage "throughput CartPole 4096" 50 "$python" benchmarks/throughput.py --env Classic/CartPole --num-envs 4096 \
-    --num-steps 16 --seconds 1.5 --repeats 3 --json "$out/throughput_cartpole_4096.json"
-pong
 
 if ((${#failed[@]})); then
     printf 'gpu_suite.sh: failed: %s\n' "${failed[*]}" >&2

@@ -178,7 +178,7 @@ def prepare_training(device: torch.device, *, deterministic: bool = False) -> No
 
 def select(device: torch.device) -> None:
     """Make a GPU the one for events, streams, Triton's kernels and a user's own tensors, which are not told of any."""
-    if device.type == "cuda":
+    if device.type == "cuda" and device.index is not None:  # torch takes no other; "cuda" is the one selected already
         torch.cuda.set_device(device)
 
 

@@ -75,12 +75,15 @@ class Graphs:
         graph = torch.cuda.CUDAGraph()
         for generator in self._generators:
             graph.register_generator_state(generator)
+        before = torch.cuda.current_stream()
         try:
             # Other threads (TensorBoard's, EnvPool's) may do as they like meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 result = work()
         except (RuntimeError, RunError) as error:
-            # To end a recording that has failed is an error as well, which says nothing of the first.
+            # To end a recording that has failed is an error as well, which says nothing of the first, and after which
+            # torch stays on the stream that was recorded.
+            torch.cuda.set_stream(before)
             first = error
             if isinstance(error, RuntimeError) and isinstance(error.__context__, RuntimeError | RunError):
                 first = error.__context__

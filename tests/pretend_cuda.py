@@ -410,6 +410,12 @@ def by_device(groups_of: Any) -> Any:
     return grouped
 
 
+def set_device(device: Any) -> None:
+    """As torch, which wants to be told which one."""
+    if not isinstance(device, int) and torch.device(device).index is None:
+        raise ValueError(f"Expected a torch.device with a specified index or an integer, but got:{device}")
+
+
 @untouched
 def synchronize(_: Any = None) -> None:
     device.wait("torch.cuda.synchronize")
@@ -419,7 +425,7 @@ def install() -> None:
     """From now on this process has a GPU."""
     properties = SimpleNamespace(name="Pretence", total_memory=8 << 30, major=9, minor=0, multi_processor_count=132)
     random = {"state": torch.zeros(16, dtype=torch.uint8)}
-    nothing: dict[str, Any] = dict.fromkeys(("set_device", "manual_seed", "manual_seed_all", "reset_peak_memory_stats"))
+    nothing: dict[str, Any] = dict.fromkeys(("manual_seed", "manual_seed_all", "reset_peak_memory_stats", "set_stream"))
     for name, answer in {
         **nothing,
         "empty_cache": None,
@@ -445,6 +451,7 @@ def install() -> None:
         "CUDAGraph": CUDAGraph,
         "graph": record,
         "synchronize": synchronize,
+        "set_device": set_device,
         "get_rng_state": lambda _=None: random["state"].clone(),
         "set_rng_state": lambda state, _=None: random.update(state=state),
         "is_current_stream_capturing": lambda: device.graph is not None,

@@ -78,8 +78,9 @@ def test_without_a_gpu_the_suite_records_nothing(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_suite_wants_a_folder():
-    done = run("bash", BENCHMARKS / "gpu_suite.sh")
+@pytest.mark.parametrize("flags", [(), ("--out", "x", "nonsense"), ("tests", "--out", "x")])
+def test_the_suite_wants_a_folder_and_stages_that_there_are(flags):
+    done = run("bash", BENCHMARKS / "gpu_suite.sh", *flags)
     assert done.returncode == 2 and "usage" in done.stderr
 
 

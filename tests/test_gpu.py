@@ -29,7 +29,7 @@ from fasta2c.spaces import Choices
 
 pytestmark = pytest.mark.gpu
 TESTS = Path(__file__).parent
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
 def rollout(device, spec, T=6, E=8):
@@ -160,7 +160,7 @@ def test_recorded_graphs_compute_what_plain_calls_compute(env, optimizer, env_gr
 @pytest.mark.skipif(not torch.distributed.is_nccl_available(), reason="needs NCCL")
 def test_messages_are_recorded_with_the_update_and_nccl_ends():
     """As far as one GPU can show it. What NCCL has been recorded by must be let go of first, or it never ends."""
-    script = "import rank_work; rank_work.learns_alone('cuda')"
+    script = "import rank_work; rank_work.learns_alone('cuda:0')"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=240)
     assert (done.returncode, done.stdout) == (0, "learnt the same\n"), done.stderr
