@@ -189,7 +189,8 @@ def is_current(flags: list[str], config: dict[str, Any]) -> bool:
     today = to_plain(TrainConfig(**preset))
     names = (flag[2:].partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--"))
     given = {name if name in preset else name.removeprefix("no_") for name in names}
-    for name, value in zip(flags, flags[1:], strict=False):
+    words = shlex.split(shlex.join(flags).replace("--config=", "--config "))
+    for name, value in itertools.pairwise(words):
         if name == "--config":
             with contextlib.suppress(UserError):  # gone since
                 given |= read_config(Path(value)).keys()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fasta2c import randomness
 from fasta2c.config import TrainConfig
 from fasta2c.envs.base import spread_seeds
 from fasta2c.envs.ids import resolve
@@ -23,7 +25,6 @@ from fasta2c.envs.pictures import make_drawn_envs
 from fasta2c.errors import UserError
 from fasta2c.fields import Count, Seed, check, checked
 from fasta2c.policy import Policy, load_policy
-from fasta2c.run import randomness
 from fasta2c.run.progress import Progress
 from fasta2c.stats import bootstrap_interval
 
@@ -91,13 +92,11 @@ def evaluate(
     if env_kwargs is not None:
         check("env_kwargs", dict(env_kwargs) if isinstance(env_kwargs, Mapping) else env_kwargs, dict[str, Any])
     policy = load_policy(run_dir, checkpoint=checkpoint, device=device, seed=seed)
-    envs = make_eval_envs(policy.config, min(episodes, num_envs or 32), policy.device, seed, env_kwargs=env_kwargs)
-    try:
+    num_envs = min(episodes, num_envs or 32)
+    with eval_envs(policy.config, num_envs, policy.device, seed, env_kwargs=env_kwargs) as envs:
         check_fit(policy, envs, env_kwargs)
         with Progress(episodes, description="evaluating", unit="episodes", quiet=not progress) as display:
             return play(policy, envs, episodes, greedy=greedy, on_episode=counted_on(display))
-    finally:
-        envs.close()
 
 
 def check_fit(policy: Policy, envs: VectorEnvs, env_kwargs: Mapping[str, Any] | None) -> None:
@@ -115,12 +114,13 @@ def counted_on(display: Progress) -> Callable[[float], None]:
 
     def show(score: float) -> None:
         ended.append(score)
-        display.update(len(ended), sps=None, episode_return=float(np.mean(ended)))
+        display.update(len(ended), sps=None, episode_return=sum(ended) / len(ended))
 
     return show
 
 
-def make_eval_envs(
+@contextmanager
+def eval_envs(
     config: TrainConfig,
     num_envs: int,
     device: torch.device,
@@ -128,8 +128,10 @@ def make_eval_envs(
     *,
     env_kwargs: Mapping[str, Any] | None = None,
     render: bool = False,
-) -> VectorEnvs:
+) -> Iterator[VectorEnvs]:
     """The run's environments without what only training wants (clipped rewards, lives as ends), freshly seeded.
+
+    They may draw from generators that are not their own; after this context those go on as if nothing had been.
 
     Args:
         config: of the run.
@@ -144,20 +146,23 @@ def make_eval_envs(
     """
     options = {k: v for k, v in config.env_kwargs.items() if k not in TRAINING_ONLY} | dict(env_kwargs or {})
     seed = config.seed if seed is None else seed
-    randomness.seed(seed)  # environments may draw from generators that are not their own
     seeds = spread_seeds(seed, num_envs, stream=_SEED_STREAM)
-    threads = config.thread_count
     make = make_drawn_envs if render else make_host_envs
-    made = make(
-        resolve(config.env),
-        num_envs,
-        seeds=seeds,
-        options=options,
-        num_threads=threads,
-        device=device,
-        timeout=config.env_timeout,
-    )
-    return VectorEnvs(made, device)
+    with randomness.kept(device):
+        randomness.seed(seed)
+        made = make(
+            resolve(config.env),
+            num_envs,
+            seeds=seeds,
+            options=options,
+            num_threads=config.thread_count,
+            device=device,
+            timeout=config.env_timeout,
+        )
+        try:
+            yield VectorEnvs(made, device)
+        finally:
+            made.close()
 
 
 def pictures(policy: Policy, envs: VectorEnvs, rows: int) -> Iterator[NDArray[np.uint8]]:
@@ -225,9 +230,9 @@ def play(
     bounded = len(scores) > 1 and all(map(math.isfinite, scores))
     low, high = (float(bound) for bound in bootstrap_interval(scores)) if bounded else (None, None)
     with np.errstate(invalid="ignore"):  # of scores that are not finite
-        deviation = float(np.std(scores))
+        average, deviation = float(np.mean(scores)), float(np.std(scores))
     return EvalResult(
-        mean_return=float(np.mean(scores)),
+        mean_return=average,
         std_return=deviation,
         min_return=min(scores),
         max_return=max(scores),

@@ -67,7 +67,7 @@ def accepts(hint: Any, kind: type) -> bool:
 
 def plain(value: Any) -> Any:
     """A number or text of another kind than Python's own (NumPy's, an enumeration's) as Python's; else `value`."""
-    if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0:
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 and value.dtype.kind in "biufU":
         value = value.item()
     if isinstance(value, str) and type(value) is not str:
         return str.__str__(value)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fasta2c import accel, footprint
+from fasta2c import accel, footprint, randomness
 from fasta2c.config import TrainConfig
 from fasta2c.distributed import ALONE, Ranks
 from fasta2c.envs.base import HostEnvs, spread_seeds
@@ -30,7 +30,6 @@ from fasta2c.rollout.collector import Collector
 from fasta2c.rollout.counts import Counts, Exchange
 from fasta2c.rollout.passes import Passes
 from fasta2c.rollout.reuse import decide
-from fasta2c.run import randomness
 from fasta2c.spaces import Choices
 from fasta2c.timing import PhaseTimer
 

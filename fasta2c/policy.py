@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fasta2c import accel
+from fasta2c import accel, randomness
 from fasta2c.config import TrainConfig, from_plain
 from fasta2c.errors import UserError
 from fasta2c.models.actor_critic import ActorCritic
@@ -156,6 +156,7 @@ def load_policy(
     with understood(file):
         config = TrainConfig(**from_plain(state["config"], str(file)))
         spec = EnvSpec.from_plain(state["spec"])
-        model = build_model(spec, config, target)
+        with randomness.kept(target):  # somebody may be training
+            model = build_model(spec, config, target)
         load_parameters(model, state["model"], file)
     return Policy(model, spec, config, target, config.seed if seed is None else seed)

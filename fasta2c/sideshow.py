@@ -10,9 +10,8 @@ import torch
 from fasta2c.config import TrainConfig
 from fasta2c.envs.make import VectorEnvs
 from fasta2c.errors import Fasta2cError, warn
-from fasta2c.evaluation import make_eval_envs, pictures, play
+from fasta2c.evaluation import eval_envs, pictures, play
 from fasta2c.policy import Policy
-from fasta2c.run import randomness
 from fasta2c.run.film import check_ffmpeg, gif
 
 # Steps of a game that a film shows at most: more than a minute of Atari.
@@ -69,10 +68,9 @@ class Sideshow:
 
     @contextmanager
     def _games(self, num_envs: int, *, render: bool = False) -> Iterator[VectorEnvs]:
-        with randomness.kept(self._device):  # training's environments may draw from the same generators
-            self._envs = envs = make_eval_envs(self._config, num_envs, self._device, render=render)
+        with eval_envs(self._config, num_envs, self._device, render=render) as envs:
+            self._envs = envs
             try:
                 yield envs
             finally:
                 self._envs = None
-                envs.close()

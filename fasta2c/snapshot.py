@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fasta2c import randomness
 from fasta2c.config import TrainConfig, check_resumable, from_plain, to_plain
 from fasta2c.distributed import Ranks
 from fasta2c.errors import RunError, UserError
 from fasta2c.learning.optim import load_optimizer_state
 from fasta2c.parts import Parts
 from fasta2c.policy import load_parameters, load_state
-from fasta2c.run import checkpoint, randomness
+from fasta2c.run import checkpoint
 from fasta2c.run.provenance import versions
 from fasta2c.spaces import EnvSpec
 

@@ -224,6 +224,7 @@ def test_a_score_counts_by_what_its_run_was_given(tmp_path, monkeypatch):
     (tmp_path / "own.yaml").write_text("lr: 0.5\n")
     own = ["--config", str(tmp_path / "own.yaml")]
     assert scores.is_current([*flags, "--no-normalize-rewards", *own], config)
+    assert scores.is_current([*flags, "--no-normalize-rewards", "=".join(own)], config)
     assert not scores.is_current([*flags, *own], config)
     assert not scores.is_current([*flags, "--no-normalize-rewards"], config)
     assert not scores.is_current([*flags, "--no-normalize-rewards", "--config", "gone.yaml"], config)

@@ -8,7 +8,7 @@ import torch
 
 from fasta2c import TrainConfig, evaluate, train
 from fasta2c.errors import UserError
-from fasta2c.evaluation import make_eval_envs, play
+from fasta2c.evaluation import eval_envs, play
 
 CPU = torch.device("cpu")
 
@@ -66,8 +66,6 @@ def test_a_remainder_goes_to_the_first_environments():
 def test_scores_are_unclipped_whole_games():
     """SpaceInvaders by a random policy scores over a hundred a game; clipped or by lives it would be below thirty."""
     training = {"reward_clip": True, "episodic_life": True, "max_episode_steps": 900}
-    envs = make_eval_envs(TrainConfig(env="Atari/SpaceInvaders", env_kwargs=training), 8, CPU)
-    assert "reward_clip" not in envs.options and envs.options["max_episode_steps"] == 900
 
     class Random:
         generator = torch.Generator().manual_seed(0)
@@ -75,7 +73,9 @@ def test_scores_are_unclipped_whole_games():
         def act(self, observations, *, greedy=False, opens=None):
             return torch.randint(0, 6, (8,), generator=self.generator)
 
-    assert play(Random(), envs, 8).mean_return > 60
+    with eval_envs(TrainConfig(env="Atari/SpaceInvaders", env_kwargs=training), 8, CPU) as envs:
+        assert "reward_clip" not in envs.options and envs.options["max_episode_steps"] == 900
+        assert play(Random(), envs, 8).mean_return > 60
 
 
 def test_evaluation_is_reproducible_and_seeded(tmp_path):
@@ -157,7 +157,8 @@ def test_scores_that_are_not_finite_are_told_as_they_are(recwarn):
     class Lost(Games):
         def step(self, actions):
             *row, infos = super().step(actions)
-            return *row, {**infos, "score": torch.full((4,), torch.inf)}
+            return *row, {**infos, "score": torch.tensor([torch.inf, -torch.inf, 1.0, 1.0])}
 
     result = play(Idle(), Lost(), 8)
-    assert result.mean_return == np.inf and np.isnan(result.std_return) and result.low_return is None and not recwarn
+    assert np.isnan(result.mean_return) and np.isnan(result.std_return) and result.low_return is None and not recwarn
+    assert (result.min_return, result.max_return) == (-np.inf, np.inf)

@@ -339,15 +339,23 @@ def test_evaluation_during_training_is_logged(tmp_path):
 @pytest.mark.parametrize("env", ["torch:walks:Walk", "gymnasium:test_trainer/Global-v0"])
 def test_games_beside_the_training_leave_it_as_it_was(tmp_path, env):
     """Their environments draw from the generators that the training's draw from."""
+
+    class Evaluating(Callback):
+        def on_checkpoint(self, run, path):
+            evaluate(path, episodes=2)
+
     gymnasium.register("test_trainer/Global-v0", entry_point=Global)
+    small = {"env": env, "total_steps": 1500, "eval_episodes": 2, "checkpoint_interval": 3}
     try:
         runs = [
-            train(config(tmp_path, name, env=env, total_steps=1500, eval_episodes=2, **often))
-            for name, often in {"without": {}, "with": {"eval_interval": 1}}.items()
+            train(config(tmp_path, name, **small, eval_interval=interval), callbacks=callbacks)
+            for name, interval, callbacks in (("a", 0, ()), ("b", 1, ()), ("c", 0, Evaluating()))
         ]
     finally:
         gymnasium.registry.pop("test_trainer/Global-v0")
-    assert same_parameters(*map(load, runs)) and runs[0].mean_return == runs[1].mean_return
+    states = [load(run) for run in runs]
+    assert same_parameters(*states[:2]) and same_parameters(*states[::2])
+    assert len({run.mean_return for run in runs}) == 1
 
 
 class Global(gymnasium.Env):
@@ -384,16 +392,19 @@ class Seedless(Global):
 
 gymnasium.register("test_trainer/Seedless-v0", entry_point=Seedless)
 random.seed({seed})
-run = train(TrainConfig(env="gymnasium:test_trainer/Seedless-v0", num_envs=2, num_steps=8, total_steps=300, quiet=True))
+options = {{"vectorization_mode": {mode!r}}}
+small = {{"num_envs": 2, "num_steps": 8, "total_steps": 300, "quiet": True}}
+run = train(TrainConfig(env="gymnasium:test_trainer/Seedless-v0", env_kwargs=options, **small))
 print(run.mean_return, evaluate(run.run_dir, episodes=3).mean_return)
 """
 
 
-def test_environments_that_draw_from_everybodys_generators_are_reproducible(tmp_path):
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_environments_that_draw_from_everybodys_generators_are_reproducible(tmp_path, mode):
     told = []
     for name in "ab":
         (tmp_path / name).mkdir()
-        script = DRAWS.format(tests=str(Path(__file__).parent), seed=ord(name))
+        script = DRAWS.format(tests=str(Path(__file__).parent), seed=ord(name), mode=mode)
         run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path / name, capture_output=True, text=True)
         told.append(run.stdout)
         assert run.returncode == 0, run.stderr

@@ -188,7 +188,7 @@ class GymnasiumEnvs(HostEnvs):
             part.abandon()
             again = f" It has failed {part.failures + 1} times in a row." if part.failures else ""
             raise RunError(f"{told}.{again}") from error
-        warn(f"{told}; it is made anew, its game is lost.")
+        warn(f"{told}; it is made anew{', its game is lost' if self._last is not None else ''}.")
         self.restarts += 1
         try:
             part.make_anew()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -24,8 +24,8 @@ _TAKEN = ("id", "num_envs", "vector_kwargs")
 _VECTOR_OPTIONS = ("vectorization_mode", "wrappers")
 
 
-def maker(backend_id: str, options: dict[str, Any], *, render: bool) -> Callable[[int], Any]:
-    """What makes a vector of so many environments of `backend_id` (`ID` or `module:ID`), with NEXT_STEP autoreset.
+def maker(backend_id: str, options: dict[str, Any], *, render: bool) -> Callable[[Sequence[int]], Any]:
+    """What makes a vector of environments of `backend_id` (`ID` or `module:ID`) with such seeds, NEXT_STEP autoreset.
 
     Args:
         backend_id: as Gymnasium knows it.
@@ -43,15 +43,15 @@ def maker(backend_id: str, options: dict[str, Any], *, render: bool) -> Callable
         raise UserError(f"env_kwargs.vectorization_mode: {mode!r} is not one of sync, async.")
     wrappers = _wrappers(options.get("wrappers", []))
 
-    def make(count: int) -> Any:
+    def make(seeds: Sequence[int]) -> Any:
         vector_kwargs: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
         if mode == "async":
-            vector_kwargs["worker"] = worker()
+            vector_kwargs["worker"] = worker(seeds)
         with warnings.catch_warnings(), none_left():
             warnings.filterwarnings("ignore", category=UserWarning)
             return gymnasium.make_vec(
                 backend_id,
-                num_envs=count,
+                num_envs=len(seeds),
                 vectorization_mode=mode,
                 vector_kwargs=vector_kwargs,
                 wrappers=[*wrappers, Single],

@@ -6,7 +6,7 @@ import contextlib
 import multiprocessing
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,12 @@ class Vector:
     """Some of the environments in one of Gymnasium's vectors.
 
     Args:
-        make: makes a vector of so many.
+        make: makes a vector of environments with such seeds.
         columns: which these are.
         seeds: theirs.
     """
 
-    def __init__(self, make: Callable[[int], Any], columns: slice, seeds: list[int]) -> None:
+    def __init__(self, make: Callable[[Sequence[int]], Any], columns: slice, seeds: list[int]) -> None:
         self.columns = columns
         self.failures = 0
         """How often they failed since a step of theirs could be used."""
@@ -42,7 +42,7 @@ class Vector:
         self._alive = False
         self._leash: Leash | None = None
         self.envs: Any
-        self._begin(len(seeds))
+        self._begin(seeds)
 
     def send(self, actions: NDArray[Any]) -> None:
         """Begin to step, or to reset, in other processes."""
@@ -99,7 +99,7 @@ class Vector:
         self.begins = True
         count = self.columns.stop - self.columns.start
         self._seeds = spread_seeds(self._first_seed, count, stream=self._made)
-        self._begin(count)
+        self._begin(self._seeds)
 
     def abandon(self) -> None:
         """Let go of environments that do not answer any more, or may not."""
@@ -161,6 +161,6 @@ class Vector:
         if late.is_set():
             warn("environments that took too long to close were killed.")
 
-    def _begin(self, count: int) -> None:
-        self.envs, self._alive = self._make(count), True
+    def _begin(self, seeds: list[int]) -> None:
+        self.envs, self._alive = self._make(seeds), True
         self._leash = Leash(self, self.envs.processes) if isinstance(self.envs, AsyncVectorEnv) else None

@@ -20,18 +20,21 @@ from typing import Any
 
 from gymnasium.vector.async_vector_env import _async_worker  # private, yet what a `worker` of one's own is to build on
 
+from fasta2c import randomness
+
 LOOKS = 10
 """Within a timeout: a process that was stopped for a while (Ctrl-Z) has waited for one of them, not all that time."""
 _PR_SET_PDEATHSIG = 1
 
 
-def worker() -> Callable[..., None]:
-    """What the vector is to run in each process."""
-    return functools.partial(_work, threading.current_thread() is threading.main_thread())
+def worker(seeds: Sequence[int]) -> Callable[..., None]:
+    """What the vector is to run in each process, the seeds being those of its environments."""
+    return functools.partial(_work, threading.current_thread() is threading.main_thread(), seeds)
 
 
-def _work(dies_with_ours: bool, *arguments: Any) -> None:
+def _work(dies_with_ours: bool, seeds: Sequence[int], index: int, *arguments: Any) -> None:
     """Step an environment until our process says or ends."""
+    randomness.seed(seeds[index])  # it has inherited our generators as they are, and so have all others
     # A terminal, `timeout`, systemd or a batch system signals all processes of a run: ours decides when these end.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -43,7 +46,7 @@ def _work(dies_with_ours: bool, *arguments: Any) -> None:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     ours = multiprocessing.parent_process()
     if ours is None or ours.is_alive():
-        _async_worker(*arguments)
+        _async_worker(index, *arguments)
 
 
 def _nothing(signum: int, frame: FrameType | None) -> None:

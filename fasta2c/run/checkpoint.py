@@ -153,7 +153,9 @@ def serialise(state: Mapping[str, Any]) -> memoryview:
 def run_of(path: Path) -> Path:
     """The run directory that `path` is, or that it is a checkpoint of."""
     try:
-        return path.absolute().parent.parent if path.is_file() else path
+        folder = path.absolute().parent
+        # Not what `..` stands behind, which may be a link.
+        return path if not path.is_file() else folder / ".." if folder.name == ".." else folder.parent
     except OSError:  # whoever opens it says why
         return path
 

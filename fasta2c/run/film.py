@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,7 +78,7 @@ class Film:
         self.pictures = 0
         self._temporary = temporary_beside(path)
         self._ffmpeg: subprocess.Popen[bytes] | None = None
-        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the film)
+        self._complaints: IO[bytes] | None = None
 
     def add(self, picture: NDArray[np.uint8]) -> None:
         """Append a picture [height, width, 3]. Raises `RunError` where the disk refuses."""
@@ -87,7 +88,7 @@ class Film:
             assert self._ffmpeg.stdin is not None
             self._ffmpeg.stdin.write(_even(picture).tobytes())
         except BrokenPipeError:
-            raise self._refused(self._complaint()) from None
+            raise self._refused(self._complaint() or "ffmpeg has ended before its pictures") from None
         except OSError as error:
             raise self._refused(reason(error)) from None
         self.pictures += 1
@@ -109,7 +110,8 @@ class Film:
             if self._ffmpeg is not None:
                 self._ffmpeg.kill()
                 self._ffmpeg.communicate()
-            self._complaints.close()
+            if self._complaints is not None:
+                self._complaints.close()
             with contextlib.suppress(OSError):
                 self._temporary.unlink()
 
@@ -119,6 +121,7 @@ class Film:
         size = f"{width + width % 2}x{height + height % 2}"
         pace = str(Fraction(self.fps).limit_denominator())
         taken = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", pace, "-i", "-")
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the film)
         made = (*_CODECS[self.path.suffix.lower()], f"file:{self._temporary}")
         return subprocess.Popen(
             [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *taken, *made],
@@ -129,15 +132,15 @@ class Film:
         )
 
     def _complaint(self) -> str:
-        """Wait for the film's end; why there is none, empty if there is one."""
-        assert self._ffmpeg is not None and self._ffmpeg.stdin is not None
+        """Wait for ffmpeg's end; what it complains of, empty for nothing."""
+        assert self._ffmpeg is not None and self._ffmpeg.stdin is not None and self._complaints is not None
         with contextlib.suppress(BrokenPipeError):
             self._ffmpeg.stdin.close()
         if not (code := self._ffmpeg.wait()):
             return ""
         self._complaints.seek(0)
         first = self._complaints.readline(300).decode(errors="replace")  # what follows comes of it
-        return re.sub(r"\[[^]]*\] *", "", first).strip() or f"ffmpeg has ended with code {code}"
+        return re.sub(r"^(\[[^]]*\] *)+", "", first).strip() or f"ffmpeg has ended with code {code}"
 
     def _refused(self, told: str) -> RunError:
         return RunError(f"{self.path} cannot be written ({told}).")

@@ -30,7 +30,7 @@ def sync(run_dir: Path, config: Mapping[str, Any]) -> Callable[[], None]:
     project = {} if "WANDB_PROJECT" in os.environ else {"project": "fasta2c"}
     try:
         run = wandb.init(
-            dir=run_dir.resolve(), name=run_dir.name, config=dict(config), sync_tensorboard=True, **project
+            dir=run_dir.resolve(), name=run_dir.resolve().name, config=dict(config), sync_tensorboard=True, **project
         )
     except wandb.errors.Error as error:
         raise UserError(f"wandb: {' '.join(str(error).split())}") from None

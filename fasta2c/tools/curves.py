@@ -91,15 +91,20 @@ def _runs_below(path: Path) -> list[Path]:
     try:
         if not path.is_dir() or (path / "config.yaml").is_file():
             return []
-        found, seen = [], set()
-        for folder, below, files in os.walk(path, followlinks=True):  # people gather runs by links
-            if (real := os.path.realpath(folder)) in seen:  # which may lead in a circle
-                below.clear()
-                continue
-            seen.add(real)
-            if {"config.yaml", "metrics.csv"} <= {*files}:
-                found.append(Path(folder))
-        return sorted(found)
+        found: dict[str, Path] = {}
+        seen = set()
+        for follows in (False, True):  # people gather runs by links; a run that is there itself keeps its name
+            for folder, below, files in os.walk(path, followlinks=follows):
+                below.sort()
+                real = os.path.realpath(folder)
+                if follows and real in seen:  # in a circle
+                    below.clear()
+                    continue
+                if follows:
+                    seen.add(real)
+                if {"config.yaml", "metrics.csv"} <= {*files}:
+                    found.setdefault(real, Path(folder))
+        return sorted(found.values())
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise UserError(f"{path} cannot be read ({reason(error)}).") from None
 

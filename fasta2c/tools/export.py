@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import fasta2c
 from fasta2c.envs.make import VectorEnvs
 from fasta2c.errors import RunError, UserError, reason
-from fasta2c.evaluation import make_eval_envs
+from fasta2c.evaluation import eval_envs
 from fasta2c.models.actor_critic import ActorCritic
 from fasta2c.models.distributions import Categorical
 from fasta2c.models.layers import Tanh
@@ -83,8 +83,7 @@ def export(
     policy = load_policy(run_dir, checkpoint=checkpoint, device="cpu")
     policy.model.precision = torch.float32
     policy.model.requires_grad_(False)
-    envs = make_eval_envs(policy.config, ENVS, policy.device)
-    try:
+    with eval_envs(policy.config, ENVS, policy.device) as envs:
         observations = envs.reset()
         examples = tuple(x[:2].clone() for x in _inputs(policy, observations, torch.ones(ENVS, dtype=torch.bool)))
         shipped = Shipped(_traceable(policy.model)).eval()
@@ -100,8 +99,6 @@ def export(
             told = str(error).strip().partition("\n")[0]
             raise UserError(f"{run_dir}: {name} cannot hold its network ({type(error).__name__}: {told}).") from None
         difference = _try(runtime, policy, envs, observations, path, progress)
-    finally:
-        envs.close()
     try:
         write_atomically(path, data)
     except OSError as error:

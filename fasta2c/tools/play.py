@@ -11,7 +11,7 @@ import numpy as np
 
 from fasta2c.envs.base import PACES
 from fasta2c.errors import UserError
-from fasta2c.evaluation import EvalResult, Games, check_fit, counted_on, make_eval_envs, play
+from fasta2c.evaluation import EvalResult, Games, check_fit, counted_on, eval_envs, play
 from fasta2c.fields import Count, Range, Seed, checked
 from fasta2c.policy import load_policy
 from fasta2c.run.film import Film, check_film, tiled
@@ -72,8 +72,7 @@ def record(
     if episodes < num_envs:
         raise UserError(f"episodes: {episodes} for {num_envs} environments; each needs one to show.")
     policy = load_policy(run_dir, checkpoint=checkpoint, device=device, seed=seed)
-    envs = make_eval_envs(policy.config, num_envs, policy.device, seed, env_kwargs=env_kwargs, render=True)
-    try:
+    with eval_envs(policy.config, num_envs, policy.device, seed, env_kwargs=env_kwargs, render=True) as envs:
         check_fit(policy, envs, env_kwargs)
         pace = fps or envs.fps
         with (
@@ -95,8 +94,6 @@ def record(
 
             result = play(policy, envs, episodes, greedy=greedy, on_episode=counted_on(display), on_row=draw)
         return Recording(out, film.pictures, pace, result)
-    finally:
-        envs.close()
 
 
 def _plain(score: float) -> str:

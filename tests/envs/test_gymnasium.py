@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import random
 import re
 import signal
 import subprocess
@@ -601,3 +602,25 @@ def test_scores_are_the_environments_own_numbers(mode):
             assert row.rewards.dtype == np.float32 and row.rewards.tolist() == [np.float32(pays)] * 2
     finally:
         gymnasium.registry.pop("test_gymnasium/Paying-v0")
+
+
+class Noisy(Counter):
+    """Draws from the generators that everybody in its process shares."""
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.array([random.random() + np.random.rand()]), {}
+
+
+def test_processes_draw_noise_of_their_own():
+    """They inherit one and the same state of NumPy's generator."""
+    gymnasium.register("test_gymnasium/Noisy-v0", entry_point=Noisy)
+    try:
+        drawn = []
+        for _ in range(2):
+            envs = make("test_gymnasium/Noisy-v0", 3, vectorization_mode="async")
+            drawn.append(envs.reset()[:, 0].tolist())
+            envs.close()
+    finally:
+        gymnasium.registry.pop("test_gymnasium/Noisy-v0")
+    assert drawn[0] == drawn[1] and len(set(drawn[0])) == 3

@@ -297,3 +297,12 @@ def test_resolve(run: RunDirectory, tmp_path: Path) -> None:
 def test_a_name_that_no_file_can_have_is_refused_in_words(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         checkpoint.resolve(tmp_path / ("x" * 5000))
+
+
+@pytest.mark.parametrize("path", ["latest.pt", "../checkpoints/latest.pt", "../latest.pt"])
+def test_the_run_of_a_checkpoint_is_found_from_anywhere(tmp_path, monkeypatch, path):
+    folder = tmp_path / "run" / "checkpoints"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "latest.pt").touch()
+    monkeypatch.chdir(folder / "sub" if path == "../latest.pt" else folder)
+    assert checkpoint.run_of(Path(path)).resolve() == tmp_path / "run"

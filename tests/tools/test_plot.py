@@ -176,6 +176,9 @@ def test_runs_are_found_through_links_that_may_lead_in_a_circle(tmp_path):
     (folder / "s0").symlink_to(run)
     (folder / "again").symlink_to(folder)
     assert [found.path for found in find_runs([folder])] == [folder / "s0"]
+    for name in ("alatest", "zlatest"):
+        (tmp_path / "elsewhere" / name).symlink_to(run)
+    assert [found.path for found in find_runs([tmp_path / "elsewhere"])] == [run]
 
 
 def test_runs_of_one_seed_are_not_called_seeds(tmp_path):
