@@ -199,6 +199,14 @@ class TrainConfig:
         values["env_kwargs"] = {**preset.get("env_kwargs", {}), **self.env_kwargs}
         return type(self)(**values)
 
+    def but(self, **changes: Any) -> TrainConfig:
+        """This configuration with other values for some fields; the rest that were not given still are not.
+
+        (`dataclasses.replace` hands over every field, and so counts all of them as given.)
+        """
+        given: frozenset[str] = getattr(self, "_given")  # noqa: B009 - as above
+        return type(self)(**{key: value for key, value in to_dict(self).items() if key in given} | changes)
+
     def without(self, name: str) -> TrainConfig:
         """This configuration as if the field `name` had not been given."""
         given: frozenset[str] = getattr(self, "_given")  # noqa: B009 - as above

@@ -159,10 +159,11 @@ def eval_envs(
             device=device,
             timeout=config.env_timeout,
         )
+        envs = VectorEnvs(made, device)
         try:
-            yield VectorEnvs(made, device)
+            yield envs
         finally:
-            made.close()
+            envs.close()
 
 
 def pictures(policy: Policy, envs: VectorEnvs, rows: int) -> Iterator[NDArray[np.uint8]]:

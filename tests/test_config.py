@@ -229,3 +229,12 @@ def test_numbers_and_words_of_other_kinds_become_pythons_own(given, kept):
     if isinstance(kept, tuple):
         assert {type(item) for item in value} == {int}
     yaml.safe_dump(to_plain(TrainConfig(**given)))
+
+
+def test_but_for_some_fields_a_configuration_stays_what_it_was():
+    config = TrainConfig(lr=0.5, env_kwargs={"a": 1}).but(seed=3, num_steps=8)
+    assert (config.lr, config.seed, config.num_steps) == (0.5, 3, 8)
+    whole = config.with_preset({"num_steps": 64, "gamma": 0.5, "lr": 0.1})
+    assert (whole.num_steps, whole.gamma, whole.lr, whole.env_kwargs) == (8, 0.5, 0.5, {"a": 1})
+    with pytest.raises(TypeError, match="sed"):
+        TrainConfig().but(sed=3)

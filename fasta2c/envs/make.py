@@ -132,9 +132,11 @@ class VectorEnvs:
             self._first = np.reshape(self.spec.actions.starts, self.spec.actions.shape)
             self._last = self._first + np.reshape(self.spec.actions.sizes, self.spec.actions.shape) - 1
         self._size: tuple[int, ...] | None = None
+        self._closed = False
 
     def reset(self) -> Observations:
         """Start every episode anew; returns observations [E, ...]: a tensor, or a dict of them."""
+        self._check_open()
         frames = self.spec.frames
         self._window = FrameWindow(
             self.num_envs, frames.shape, self.spec.stack, dtype=getattr(torch, frames.dtype), device=self._device
@@ -152,6 +154,7 @@ class VectorEnvs:
         Raises:
             ValueError: actions of another shape, or choices that there are not.
         """
+        self._check_open()
         if self._window is None:
             raise RuntimeError("reset() must be called before the first step.")
         row: Any = self._envs.step(self._taken(actions))
@@ -178,6 +181,7 @@ class VectorEnvs:
         Raises:
             UserError: there are none, or of another size than before.
         """
+        self._check_open()
         pictures = self._envs.render()
         size, self._size = self._size, pictures.shape
         if size is not None and size != self._size:
@@ -186,8 +190,14 @@ class VectorEnvs:
         return pictures
 
     def close(self) -> None:
-        """Give the environments back."""
-        self._envs.close()
+        """Give the environments back; a second time does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._envs.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("these environments are closed.")
 
     def _taken(self, actions: Any) -> Any:
         """`actions` as the environments take them; EnvPool would end the process over too few of them."""

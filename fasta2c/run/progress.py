@@ -87,7 +87,8 @@ class Progress:
 
     def _open(self) -> None:
         assert self._stream is not None
-        if self._stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
+        isatty = getattr(self._stream, "isatty", None)  # an object of somebody's own may only write
+        if isatty is not None and isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
             self._display = _open_display(self._stream, self._total)
             self._display.start()
             self._due = 0.0

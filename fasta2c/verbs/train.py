@@ -46,8 +46,10 @@ def run(argv: list[str]) -> None:
         print(result.run_dir)
         return
     mean, best = (f"{r:,.2f}" if r is not None else None for r in (result.mean_return, result.best_return))
-    print(f"mean return    {f'{mean} over the last 100 games (best {best})' if mean else 'no episode has ended'}")
-    print(f"speed          {result.sps:,.0f} env steps per second, {result.env_steps:,} env steps in all")
+    games = f"{n} games" if (n := min(result.episodes, 100)) > 1 else "game"
+    print(f"mean return    {f'{mean} over the last {games} (best {best})' if mean else 'no episode has ended'}")
+    speed = f"{result.sps:,.0f} env steps per second, " if result.sps else ""
+    print(f"speed          {speed}{result.env_steps:,} env steps in all")
     if result.warm_up_seconds > 1:
         print(f"warm-up        {result.warm_up_seconds:,.1f} s, compilation included, not in the speed")
     if (report := result.time_report) is not None:

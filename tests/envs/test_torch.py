@@ -276,3 +276,14 @@ def test_rows_and_actions_are_the_callers_to_keep(monkeypatch):
     assert actions.tolist() == [5, 5, 5] and first[2].tolist() == [True, False, False]
     envs.step(actions)
     assert first[2].tolist() == [True, False, False] and first[3].tolist() == [False] * 3
+
+
+@pytest.mark.parametrize("env", ["Classic/CartPole", "gymnasium:CartPole-v1", "torch:walks:Walk"])
+def test_closed_environments_say_so(env):
+    envs = make_envs(env, 2, seed=0, device="cpu")
+    envs.reset()
+    envs.close()
+    envs.close()
+    for use in (envs.reset, lambda: envs.step([0, 0]), envs.render):
+        with pytest.raises(RuntimeError, match="these environments are closed"):
+            use()

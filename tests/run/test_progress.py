@@ -226,3 +226,20 @@ def test_a_broken_pipe_ends_neither_the_run_nor_its_exit_code(kind: str) -> None
         child.stdin.close()
         assert child.stdout.read() == b"trained\n"
         assert child.wait(20) == 0
+
+
+def test_a_stream_that_can_only_write_is_no_terminal(monkeypatch):
+    class Tee:
+        text = ""
+
+        def write(self, text):
+            self.text += text
+
+        def flush(self):
+            pass
+
+    tee = Tee()
+    monkeypatch.setattr(sys, "stderr", tee)
+    with Progress(10) as progress:
+        progress.update(10)
+    assert "10 / 10" in tee.text
