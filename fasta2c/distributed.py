@@ -18,14 +18,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from fasta2c.errors import PeerLost, is_out_of_memory, one_line
+from fasta2c.errors import PeerLost, RunError, UserError, is_out_of_memory, one_line
+
+T = TypeVar("T")
 
 # How long a rank waits for the others: rank 0 may play an evaluation meanwhile, or another compile.
 PATIENCE = timedelta(hours=1)
@@ -186,6 +188,23 @@ class Ranks:
         with _together():
             dist.gather_object(value, values if self.leads else None, dst=0)
         return values
+
+    def of_leader(self, work: Callable[[], T]) -> T:
+        """What `work` returns on rank 0 (a plain value), or the error of ours that it raises there, on every rank."""
+        if self.world_size == 1:
+            return work()
+        outcome: Any = None
+        if self.leads:
+            try:
+                outcome = work()
+            except (UserError, RunError) as error:
+                if isinstance(error, PeerLost):
+                    raise
+                outcome = error
+        outcome = self.broadcast_object(outcome)
+        if isinstance(outcome, UserError | RunError):
+            raise outcome
+        return outcome
 
     def broadcast_object(self, value: Any) -> Any:
         """The plain `value` of rank 0."""

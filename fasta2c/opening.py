@@ -32,9 +32,16 @@ def reopen(resume: Path, ranks: Ranks, resources: ExitStack) -> tuple[RunDirecto
         UserError: there is no such run or checkpoint, it is in use, or it is damaged.
     """
     folder = checkpoint.run_of(resume)
-    directory = RunDirectory.open(folder, lock=True) if ranks.leads else RunDirectory(folder)
-    resources.callback(directory.close)
-    return directory, ranks.broadcast_object(snapshot.read(resume, RESUMED) if ranks.leads else None)
+    directory = RunDirectory(folder)
+
+    def lock() -> Saved:
+        nonlocal directory
+        directory = RunDirectory.open(folder, lock=True)
+        resources.callback(directory.close)
+        return snapshot.read(resume, RESUMED)
+
+    saved = ranks.of_leader(lock)
+    return directory, saved
 
 
 def make_directory(
@@ -52,16 +59,16 @@ def make_directory(
     Raises:
         UserError: as `RunDirectory.create`.
     """
-    below = _elsewhere(here)
-    made = (
-        RunDirectory.create(config.run_dir, env=config.env, seed=config.seed, job=job, below=below)
-        if ranks.leads
-        else None
-    )
-    path = ranks.broadcast_object(made and made.path)
-    directory = made or RunDirectory(path)
-    resources.callback(directory.close)
-    return directory
+    made: RunDirectory | None = None
+
+    def make() -> Path:
+        nonlocal made
+        made = RunDirectory.create(config.run_dir, env=config.env, seed=config.seed, job=job, below=_elsewhere(here))
+        resources.callback(made.close)
+        return made.path
+
+    path = ranks.of_leader(make)
+    return made or RunDirectory(path)
 
 
 def load_initial(model: ActorCritic, init_from: Path, ranks: Ranks, *, here: Path | None) -> None:
@@ -71,7 +78,7 @@ def load_initial(model: ActorCritic, init_from: Path, ranks: Ranks, *, here: Pat
         UserError: there are none, or they are of another network.
     """
     below = _elsewhere(here) or Path()
-    file, parameters = ranks.broadcast_object(_parameters(below / init_from) if ranks.leads else None)
+    file, parameters = ranks.of_leader(lambda: _parameters(below / init_from))
     load_parameters(model, parameters, file)
 
 

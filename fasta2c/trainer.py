@@ -115,11 +115,14 @@ class Trainer:
 
     def _check(self) -> None:
         """Raise `UserError` for what would fail later, while there is nothing to lose."""
-        if self.ranks.leads:
-            self._sideshow.check()
-            if self.config.wandb:
-                wandb.check()
+        self.ranks.of_leader(self._check_shown)
         snapshot.check(self.parts, self.config)
+
+    def _check_shown(self) -> None:
+        """What rank 0 alone shows."""
+        self._sideshow.check()
+        if self.config.wandb:
+            wandb.check()
 
     def _begin(self, saved: Saved | None, here: Path | None) -> None:
         """Begin with what was `saved`, with another run's parameters (a path below `here`), or with fresh ones."""

@@ -20,7 +20,7 @@ from torch import distributed, nn
 
 from fasta2c.config import TrainConfig
 from fasta2c.distributed import ALONE, Ranks
-from fasta2c.errors import RunError
+from fasta2c.errors import RunError, UserError
 from fasta2c.graphs import Graphs
 from fasta2c.learning.forwards import Forwards
 from fasta2c.learning.learner import Learner
@@ -278,6 +278,17 @@ def comes_apart(ranks: Ranks, run_dir: str) -> str:
         return str(error)
     finally:
         trainer.close()
+    return "nothing"
+
+
+def is_refused(ranks: Ranks, settings: dict[str, Any], resume: Path | None) -> str:
+    """What a run is refused by that rank 0 alone can tell of."""
+    from fasta2c.trainer import Trainer
+
+    try:
+        Trainer(TrainConfig(num_envs=4, num_steps=4, total_steps=100, quiet=True, **settings), resume, ranks=ranks)
+    except UserError as error:
+        return str(error)
     return "nothing"
 
 

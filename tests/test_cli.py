@@ -33,6 +33,7 @@ from fasta2c.verbs import settings as verb_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = types.SimpleNamespace(
+    episodes=321,
     mean_return=487.256,
     best_return=495.0,
     run_dir="runs/my run",
@@ -160,6 +161,16 @@ def test_a_run_without_an_episode(trainer: Recorder, capsys: pytest.CaptureFixtu
     assert cli.main(["train"]) == 0
     told = capsys.readouterr().out
     assert "no episode has ended" in told and "advice" not in told and "warm-up" not in told
+
+
+@pytest.mark.parametrize(("episodes", "told"), [(321, "100 games"), (7, "7 games"), (1, "game")])
+def test_it_is_told_how_many_games_a_mean_is_over(
+    trainer: Recorder, capsys: pytest.CaptureFixture[str], episodes: int, told: str
+) -> None:
+    trainer.outcome = types.SimpleNamespace(**{**vars(RESULT), "episodes": episodes, "sps": 0.0})
+    assert cli.main(["train"]) == 0
+    out = capsys.readouterr().out
+    assert f"487.26 over the last {told} (best 495.00)" in out and "speed          2,048 env steps in all" in out
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from rank_work import RankPool, bad_number, comes_apart, exchanges, gradients, recorded, trains, waits
+from rank_work import RankPool, bad_number, comes_apart, exchanges, gradients, is_refused, recorded, trains, waits
 
 from fasta2c import distributed
 from fasta2c.distributed import ALONE, Ranks
@@ -110,6 +110,25 @@ def test_signals_are_heard_while_another_rank_is_long_about_something(two):
 def test_ranks_that_have_come_apart_are_not_saved(two, tmp_path):
     told = "the parameters of rank 1 differ from those of rank 0; do all ranks have the same hardware and torch?"
     assert two(comes_apart, str(tmp_path / "run")) == [told] * 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "resume", "told"),
+    [
+        ({"run_dir": "taken"}, None, "taken is not empty"),
+        ({"run_dir": "new", "init_from": "nowhere"}, None, "nowhere does not exist"),
+        ({}, "nowhere", "nowhere does not exist"),
+        ({"run_dir": "new", "env": "torch:walks:Walk", "video_interval": 1}, None, "cannot be drawn"),
+    ],
+)
+def test_what_rank_0_alone_finds_wrong_every_rank_is_refused_by(two, tmp_path, settings, resume, told):
+    """A script that catches it goes on with the next run on all of them."""
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").touch()
+    paths = {name: tmp_path / value if name in ("run_dir", "init_from") else value for name, value in settings.items()}
+    heard = two(is_refused, paths, resume and tmp_path / resume)
+    assert heard[0] == heard[1] and told in heard[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
 @pytest.mark.parametrize("total", [4, 7, 100])
