@@ -211,7 +211,7 @@ def _read_rows(path: Path, resume_at: int) -> list[dict[str, str]]:
     """The whole rows of metrics.csv up to `resume_at` env steps; a line torn by a kill is left out."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")[0].split("\n")
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").rpartition("\n")[0].split("\n")
     # A power cut leaves zeros; nor is what is longer than any row of ours one. No row has quotes: one that has come in
     # must not take the lines after it for its own.
     whole = (line for line in lines if "\0" not in line and len(line) < LONGEST_ROW)

@@ -118,7 +118,7 @@ def _read(directory: RunDirectory) -> Run:
         raise UserError(f"{directory.config_file}: {show(odd[0])} is no setting's name; give the folder of a run.")
     needed = [*AXES.values(), *METRICS.values()]
     try:
-        with directory.metrics_file.open(newline="", encoding="utf-8", errors="replace") as file:
+        with directory.metrics_file.open(newline="", encoding="utf-8-sig", errors="replace") as file:
             whole = (line for line in file if "\0" not in line)  # a power cut leaves zeros
             rows = [
                 [_number(row.get(name)) for name in needed] for row in csv.DictReader(whole, quoting=csv.QUOTE_NONE)

@@ -251,3 +251,11 @@ def test_other_threads_errors_are_still_told_and_the_hook_is_given_back(
     written.close()
     written.close()
     assert told == [OSError] and threading.excepthook is hook
+
+
+def test_a_mark_that_a_spreadsheet_puts_first_costs_no_row(tmp_path: Path) -> None:
+    log(tmp_path, 10, 20)
+    file = tmp_path / "metrics.csv"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    log(tmp_path, 30, resume_at=20)
+    assert [row["env_steps"] for row in rows(tmp_path)] == ["10", "20", "30"]

@@ -181,6 +181,12 @@ def test_runs_are_found_through_links_that_may_lead_in_a_circle(tmp_path):
     assert [found.path for found in find_runs([tmp_path / "elsewhere"])] == [run]
 
 
+def test_a_mark_that_a_spreadsheet_puts_first_is_no_columns_name(tmp_path):
+    file = fake(tmp_path / "a", returns=[1.0, 2.0]) / "metrics.csv"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert find_runs([tmp_path / "a"])[0].columns["env_steps"].tolist() == [1000, 2000]
+
+
 def test_runs_of_one_seed_are_not_called_seeds(tmp_path):
     runs = [fake(tmp_path / name, returns=[1.0, 2.0]) for name in "ab"]
     plot(runs, tmp_path / "a.svg")
