@@ -187,9 +187,9 @@ def is_current(flags: list[str], config: dict[str, Any]) -> bool:
     env_id = resolve(flags[flags.index("--env") + 1])
     preset = load_preset(env_id.family, env_id.name)
     today = to_plain(TrainConfig(**preset))
-    names = (flag[2:].partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--"))
+    words = [word for flag in flags for word in (flag.split("=", 1) if flag.startswith("--") else [flag])]
+    names = (word[2:].replace("-", "_") for word in words if word.startswith("--"))
     given = {name if name in preset else name.removeprefix("no_") for name in names}
-    words = shlex.split(shlex.join(flags).replace("--config=", "--config "))
     for name, value in itertools.pairwise(words):
         if name == "--config":
             with contextlib.suppress(UserError):  # gone since

@@ -194,8 +194,7 @@ class TrainConfig:
 
         `env_kwargs` are merged key by key. The result counts every field as given.
         """
-        given: frozenset[str] = getattr(self, "_given")  # noqa: B009 - set in __new__, unknown to the dataclass
-        values = {**to_dict(self), **{k: v for k, v in preset.items() if k not in given}}
+        values = {**to_dict(self), **preset, **self._own()}
         values["env_kwargs"] = {**preset.get("env_kwargs", {}), **self.env_kwargs}
         return type(self)(**values)
 
@@ -204,13 +203,16 @@ class TrainConfig:
 
         (`dataclasses.replace` hands over every field, and so counts all of them as given.)
         """
-        given: frozenset[str] = getattr(self, "_given")  # noqa: B009 - as above
-        return type(self)(**{key: value for key, value in to_dict(self).items() if key in given} | changes)
+        return type(self)(**self._own() | changes)
 
     def without(self, name: str) -> TrainConfig:
         """This configuration as if the field `name` had not been given."""
-        given: frozenset[str] = getattr(self, "_given")  # noqa: B009 - as above
-        return type(self)(**{key: value for key, value in to_dict(self).items() if key in given - {name}})
+        return type(self)(**{key: value for key, value in self._own().items() if key != name})
+
+    def _own(self) -> dict[str, Any]:
+        """The values of the fields that were given."""
+        given: frozenset[str] = getattr(self, "_given")  # noqa: B009 - set in __new__, unknown to the dataclass
+        return {name: value for name, value in to_dict(self).items() if name in given}
 
     @property
     def thread_count(self) -> int:

@@ -40,7 +40,7 @@ def reopen(resume: Path, ranks: Ranks, resources: ExitStack) -> tuple[RunDirecto
         resources.callback(directory.close)
         return snapshot.read(resume, RESUMED)
 
-    saved = ranks.of_leader(lock)
+    saved = ranks.of_leader(lock)  # before `directory` is asked for
     return directory, saved
 
 

@@ -123,7 +123,7 @@ class Records:
                 self._tally.load_state_dict(log["metrics"])
                 self._logged = {name: log[name] for name in self._logged}
             # A best policy of the time since the last checkpoint is kept; one that is undone by going back is not.
-            best = ranks.broadcast_object(checkpoint.best_of(directory) if ranks.leads else None)
+            best = ranks.of_leader(lambda: checkpoint.best_of(directory))
             if best is not None and not (saved.older and best.env_steps > parts.collector.counts.env_steps):
                 self.best_return = best.mean_return
                 self._best_is_whole = best.games >= self._episodes.window

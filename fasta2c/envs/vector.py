@@ -42,7 +42,7 @@ class Vector:
         self._alive = False
         self._leash: Leash | None = None
         self.envs: Any
-        self._begin(seeds)
+        self._begin()
 
     def send(self, actions: NDArray[Any]) -> None:
         """Begin to step, or to reset, in other processes."""
@@ -99,7 +99,7 @@ class Vector:
         self.begins = True
         count = self.columns.stop - self.columns.start
         self._seeds = spread_seeds(self._first_seed, count, stream=self._made)
-        self._begin(self._seeds)
+        self._begin()
 
     def abandon(self) -> None:
         """Let go of environments that do not answer any more, or may not."""
@@ -161,6 +161,6 @@ class Vector:
         if late.is_set():
             warn("environments that took too long to close were killed.")
 
-    def _begin(self, seeds: list[int]) -> None:
-        self.envs, self._alive = self._make(seeds), True
+    def _begin(self) -> None:
+        self.envs, self._alive = self._make(self._seeds), True
         self._leash = Leash(self, self.envs.processes) if isinstance(self.envs, AsyncVectorEnv) else None

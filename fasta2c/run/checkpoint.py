@@ -153,11 +153,13 @@ def serialise(state: Mapping[str, Any]) -> memoryview:
 def run_of(path: Path) -> Path:
     """The run directory that `path` is, or that it is a checkpoint of."""
     try:
+        if not path.is_file():
+            return path
         folder = path.absolute().parent
-        # Not what `..` stands behind, which may be a link.
-        return path if not path.is_file() else folder / ".." if folder.name == ".." else folder.parent
     except OSError:  # whoever opens it says why
         return path
+    # Above `..` is not what that stands behind, which may be a link.
+    return folder / ".." if folder.name == ".." else folder.parent
 
 
 def resolve(path: Path, which: str = "latest") -> Path:

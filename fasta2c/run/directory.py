@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from fasta2c.errors import DiskError, RunError, UserError, reason
-from fasta2c.run.files import clear_temporaries, finite, is_ours, write_atomically
+from fasta2c.run.files import check_name, clear_temporaries, finite, is_ours, write_atomically
 
 
 class RunDirectory:
@@ -46,7 +46,7 @@ class RunDirectory:
         folder = None if path is None else below / path
         made: list[Path] = []
         try:
-            str((folder or below).absolute()).encode()  # logs and messages name it
+            check_name(folder or below)
             if folder is None:
                 folder = below / _default_parent(env) / f"{time.strftime('%Y%m%d-%H%M%S')}-s{seed}"
                 made = _missing(folder.parent)
@@ -87,7 +87,7 @@ class RunDirectory:
             if not directory.config_file.is_file():
                 raise UserError(f"{path} is not a run (it has no config.yaml); give the folder that train made.")
             if lock:
-                str(path.absolute()).encode()  # as in `create`
+                check_name(path)
                 directory._lock = _lock(path)
                 clear_temporaries(path)
         except (OSError, ValueError) as error:

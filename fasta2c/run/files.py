@@ -61,7 +61,7 @@ def sync_folder(folder: Path) -> None:
 def check_output(path: Path) -> None:
     """Raise `UserError` where no file can be written to `path`: there is no such folder, or something else is there."""
     try:
-        str(path.absolute()).encode()
+        check_name(path)
         if not path.parent.is_dir():
             raise UserError(f"{path.parent} is no folder; make it first, or name another file.")
         if not os.access(path.parent, os.W_OK):
@@ -76,6 +76,11 @@ def check_output(path: Path) -> None:
                 raise UserError(f"{path} is no file; name another.")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise UserError(f"{path} cannot be written ({reason(error)}).") from None
+
+
+def check_name(path: Path) -> None:
+    """Raise `ValueError` where `path` is no text, so that logs and messages cannot name it."""
+    str(path.absolute()).encode()
 
 
 def _is_of_a_run(path: Path) -> bool:

@@ -92,16 +92,15 @@ def _runs_below(path: Path) -> list[Path]:
         if not path.is_dir() or (path / "config.yaml").is_file():
             return []
         found: dict[str, Path] = {}
-        seen = set()
         for follows in (False, True):  # people gather runs by links; a run that is there itself keeps its name
+            seen = set()
             for folder, below, files in os.walk(path, followlinks=follows):
                 below.sort()
                 real = os.path.realpath(folder)
-                if follows and real in seen:  # in a circle
+                if real in seen:  # in a circle
                     below.clear()
                     continue
-                if follows:
-                    seen.add(real)
+                seen.add(real)
                 if {"config.yaml", "metrics.csv"} <= {*files}:
                     found.setdefault(real, Path(folder))
         return sorted(found.values())

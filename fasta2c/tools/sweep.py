@@ -25,7 +25,7 @@ from fasta2c.config import TrainConfig, from_plain, to_dict, to_plain
 from fasta2c.envs.ids import resolve
 from fasta2c.envs.make import look_up_spec
 from fasta2c.errors import DiskError, RunError, UserError, did_you_mean, reason, warn
-from fasta2c.fields import Count, Seed, check, checked, kind_of, show
+from fasta2c.fields import Count, Seed, check, checked, kind_of, plain, show
 from fasta2c.launch import train
 from fasta2c.presets import load_preset
 from fasta2c.run.files import write_atomically
@@ -187,11 +187,11 @@ def _checked(space: Mapping[str, Any], config: TrainConfig, sampler: Sampler) ->
 
 def _plain(values: Any) -> Any:
     """`values` with numpy's numbers and arrays as Python's, which the study can keep."""
-    if isinstance(values, np.generic | np.ndarray):
+    if isinstance(values, np.ndarray):
         return values.tolist()
     if isinstance(values, dict):
         return {name: _plain(value) for name, value in values.items()}
-    return [_plain(value) for value in values] if isinstance(values, list | tuple) else values
+    return [_plain(value) for value in values] if isinstance(values, list | tuple) else plain(values)
 
 
 def _listed(name: str, values: Any) -> list[Any]:
